@@ -1,0 +1,35 @@
+"""Splitting by prompt, the order of sides, and the pairs that follow from a ranking."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from itertools import combinations
+
+from app.core.vocabulary import Split
+
+Tiers = Sequence[Sequence[int]]
+
+
+def normalise(text: str) -> str:
+    """One spelling for texts that a reader would call the same: NFKC, case folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def split_of(salt: str, first_user_message: str, heldout_share: float = 0.1) -> Split:
+    """The side of the split for a prompt: a hash of the project's salt and the normalised first user message.
+
+    The same question is on the same side wherever it turns up, in an edit, a repeat or a later turn.
+    """
+    digest = hashlib.sha256(f"{salt}\x00{normalise(first_user_message)}".encode()).digest()
+    return Split.HELDOUT if int.from_bytes(digest[:8], "big") < heldout_share * 2**64 else Split.TRAIN
+
+
+def side_order(comparison_id: str, annotator_id: str, count: int = 2) -> list[int]:
+    """Canonical positions in the order of serving: a fair shuffle, fixed for one annotator on one comparison."""
+    keys = [hashlib.sha256(f"{comparison_id}\x00{annotator_id}\x00{i}".encode()).digest() for i in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
+
+
+def pairs_of(tiers: Tiers) -> list[tuple[int, int]]:
+    """All strict pairs (better, worse) that a ranking with ties implies, best tier first."""
+    return [(a, b) for upper, lower in combinations(tiers, 2) for a in upper for b in lower]

@@ -1,0 +1,137 @@
+"""Records that cross the seam between store and training, and the layout of a run directory.
+
+A run directory is all that a trainer sees:
+
+    spec.json        what to run (RunSpec)
+    data/*.jsonl     the snapshot's records, one JSON object a line
+    metrics.jsonl    one flat object a logged step: {"step", "time", "phase", name: number, ...}
+    progress.json    the heartbeat (Progress), replaced atomically
+    samples.jsonl    answers to a fixed prompt set as training goes on: {"step", "prompt_id", "completion", "reward"?}
+    log.txt          what the process printed
+    cancel           its presence asks for a checkpoint and a stop
+    checkpoints/     whole states to resume from, step-NNNNNN
+    final/           the trained model
+    result.json      RunResult, written last
+    error.json       RunError, when the run could not go on
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.core.vocabulary import RunKind, Split
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Record(BaseModel):
+    """Frozen, and strict about its fields: a misspelt key is an error, not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptRecord(Record):
+    """A prompt to answer."""
+
+    prompt_id: str
+    prompt: list[Message]
+    split: Split
+
+
+class DemonstrationRecord(Record):
+    """A prompt with an ideal answer: what SFT learns from."""
+
+    prompt_id: str
+    prompt: list[Message]
+    completion: str
+    split: Split
+
+
+class PreferenceRecord(Record):
+    """One counted judgment: K completions in canonical order and the tiers a person sorted them into, best first.
+
+    A tie is one tier of two. `strength` runs from 1 (barely) to 4 (much better) where the project asks for it.
+    """
+
+    judgment_id: str
+    comparison_id: str
+    prompt_id: str
+    prompt: list[Message]
+    completions: list[str]
+    tiers: list[list[int]]
+    strength: int | None = None
+    both_bad: bool = False
+    annotator: str
+    split: Split
+
+
+class RunSpec(Record):
+    """What one run is: everything needed to repeat it from its directory."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    kind: RunKind
+    seed: int
+    config: dict[str, Any]
+    policy: str | None = Field(
+        default=None, description="folder of the policy to start from; for SFT null means a new starter model"
+    )
+    reference: str | None = Field(
+        default=None, description="folder of the reference policy; null: the policy to start from"
+    )
+    reward_model: str | None = Field(default=None, description="folder of the reward model that PPO maximises")
+    snapshot_sha256: str | None = None
+    data_sha256: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each file under data/")
+
+
+class Progress(Record):
+    """The heartbeat of a training process."""
+
+    step: int
+    total: int
+    phase: str
+    seconds_left: float | None
+    time: float
+
+
+class RunResult(Record):
+    """How a run ended, with the metrics that describe what it made."""
+
+    status: Literal["finished", "cancelled"]
+    step: int
+    metrics: dict[str, float | int | str | None]
+
+
+class RunError(Record):
+    """Why a run could not go on, in words for the operator, and what mends it."""
+
+    kind: Literal["data", "config", "memory", "disk", "checkpoint", "diverged", "internal"]
+    message: str
+    mend: str
+
+
+class RunDir:
+    """Names inside a run directory."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.spec = self.root / "spec.json"
+        self.data = self.root / "data"
+        self.prompts = self.data / "prompts.jsonl"
+        self.demonstrations = self.data / "demonstrations.jsonl"
+        self.preferences = self.data / "preferences.jsonl"
+        self.metrics = self.root / "metrics.jsonl"
+        self.progress = self.root / "progress.json"
+        self.samples = self.root / "samples.jsonl"
+        self.log = self.root / "log.txt"
+        self.cancel = self.root / "cancel"
+        self.checkpoints = self.root / "checkpoints"
+        self.final = self.root / "final"
+        self.result = self.root / "result.json"
+        self.error = self.root / "error.json"

@@ -1,0 +1,107 @@
+"""The closed sets of words that the database, the training files and the pages share."""
+
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a member may do in one project; each includes nothing of the others."""
+
+    ANNOTATOR = "annotator"
+    RESEARCHER = "researcher"
+    ADMIN = "admin"
+
+
+class Split(StrEnum):
+    """Which side of the leak-free split a prompt stands on."""
+
+    TRAIN = "train"
+    HELDOUT = "heldout"
+
+
+class Origin(StrEnum):
+    """Where a completion came from."""
+
+    SAMPLED = "sampled"
+    IMPORTED = "imported"
+    WRITTEN = "written"
+    EDITED = "edited"
+
+
+class DrawReason(StrEnum):
+    """Why a comparison was drawn."""
+
+    RANDOM = "random"
+    GOLD = "gold"
+    REPEAT = "repeat"
+    CONTEST = "contest"
+    UNCERTAIN = "uncertain"
+
+
+class ComparisonState(StrEnum):
+    """`open` is served while slots are free; `retired` is no longer handed out; `imported` was judged elsewhere."""
+
+    OPEN = "open"
+    RETIRED = "retired"
+    IMPORTED = "imported"
+
+
+class AssignmentState(StrEnum):
+    """The memory of one person's meeting with one comparison."""
+
+    LEASED = "leased"
+    JUDGED = "judged"
+    SKIPPED = "skipped"
+    EXPIRED = "expired"
+
+
+class Verdict(StrEnum):
+    """What the annotator pressed, in terms of the sides as shown."""
+
+    LEFT = "left"
+    RIGHT = "right"
+    TIE = "tie"
+    BOTH_BAD = "both_bad"
+
+
+class FinishReason(StrEnum):
+    """Why sampling ended: the end-of-sequence token, or the limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class DropCause(StrEnum):
+    """Why a sampled pair was not shown to anybody."""
+
+    IDENTICAL = "identical"
+    EMPTY = "empty"
+    BROKEN = "broken"
+
+
+class RunKind(StrEnum):
+    """What a run trains."""
+
+    SFT = "sft"
+    REWARD = "reward"
+    PPO = "ppo"
+
+
+class RunStatus(StrEnum):
+    """`paused` waits for a person (a full disk, say); `queued` and `running` are live; the rest are final but for resuming."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class CheckpointKind(StrEnum):
+    """What a checkpoint holds."""
+
+    POLICY = "policy"
+    REWARD_MODEL = "reward_model"
+
+
+LIVE_STATUSES = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED})
