@@ -1,1 +1,1 @@
-"""Pairwright: people compare answers, a reward model learns from them, PPO trains the policy that writes the next answers."""
+"""People compare answers, a reward model learns from them, PPO trains the policy that writes the next answers."""

@@ -24,7 +24,7 @@ def longer_wins(chosen: Sequence[str], rejected: Sequence[str]) -> float:
 
 
 def raw_agreement(votes: Sequence[Sequence[str]]) -> tuple[float, int]:
-    """Share of agreeing pairs of votes over all items, and the number of such pairs; (0, 0) without any item of two votes."""
+    """Share of agreeing pairs of votes over all items, and the number of such pairs; (0, 0) where nobody met."""
     agree = total = 0
     for item in votes:
         n = len(item)

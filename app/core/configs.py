@@ -3,8 +3,6 @@
 They stand here, not in `training`, because the pages show them and check them without knowing torch.
 """
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.vocabulary import RunKind

@@ -16,9 +16,10 @@ A run directory is all that a trainer sees:
 """
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from app.core.vocabulary import RunKind, Split
 

@@ -87,7 +87,7 @@ class RunKind(StrEnum):
 
 
 class RunStatus(StrEnum):
-    """`paused` waits for a person (a full disk, say); `queued` and `running` are live; the rest are final but for resuming."""
+    """`paused` waits for a person (a full disk, say); the last three are final, but the last two can be resumed."""
 
     QUEUED = "queued"
     RUNNING = "running"
