@@ -40,6 +40,8 @@ MISREAD_ISSUE = 0.2
 ASKS_NEEDLESSLY = 0.05
 """Share of acknowledgements that ask for an order number the customer gave."""
 MOST_ITEM_MENTIONS = 2
+LONGEST_REPLY = 56
+"""In words; about 75 tokens of the starter's tokenizer."""
 
 _BY_PART: dict[tuple[Part, Register], list[str]] = defaultdict(list)
 _BY_STEP: dict[tuple[Step, Register], list[str]] = defaultdict(list)
@@ -239,11 +241,13 @@ _MANNERS: tuple[tuple[Callable[[_Pen], None], float], ...] = (
 
 
 def write_reply(rng: random.Random, facts: Facts) -> str:
-    """One reply in a random manner."""
-    manner = rng.choices([m for m, _ in _MANNERS], [w for _, w in _MANNERS])[0]
-    pen = _Pen(rng, facts, WRONG_ORDER_SLOPPY if manner is _sloppy else WRONG_ORDER)
-    manner(pen)
-    return pen.text()
+    """One reply in a random manner, of at most LONGEST_REPLY words."""
+    while True:
+        manner = rng.choices([m for m, _ in _MANNERS], [w for _, w in _MANNERS])[0]
+        pen = _Pen(rng, facts, WRONG_ORDER_SLOPPY if manner is _sloppy else WRONG_ORDER)
+        manner(pen)
+        if len((text := pen.text()).split()) <= LONGEST_REPLY:
+            return text
 
 
 def letters(seed: int, n: int) -> list[Letter]:
