@@ -28,3 +28,7 @@ class Invalid(PairwrightError):
 
 class Unavailable(PairwrightError):
     """Something that is needed does not answer right now; trying again later may help."""
+
+
+class TooMany(Forbidden):
+    """The same was tried too often; waiting helps."""

@@ -1,0 +1,46 @@
+"""The tables, one file a noun. A table's docstring says what a row is; its constraints say what it cannot be."""
+
+from app.store.models.account import Account, AccountKind, Owner, SetupToken, SignIn, SignInThrottle
+from app.store.models.audit import AuditEvent
+from app.store.models.base import Base, new_id
+from app.store.models.checkpoint import Checkpoint, Promotion
+from app.store.models.comparison import Assignment, Candidate, Comparison, DroppedPairs, Slot, SlotState
+from app.store.models.judgment import Judgment, JudgmentRevision
+from app.store.models.project import Guideline, Invitation, Membership, Project
+from app.store.models.prompt import Completion, Demonstration, Prompt
+from app.store.models.run import Run, RunMetric, RunSample
+from app.store.models.snapshot import Snapshot, SnapshotJudgment
+
+__all__ = [
+    "Account",
+    "AccountKind",
+    "Assignment",
+    "AuditEvent",
+    "Base",
+    "Candidate",
+    "Checkpoint",
+    "Comparison",
+    "Completion",
+    "Demonstration",
+    "DroppedPairs",
+    "Guideline",
+    "Invitation",
+    "Judgment",
+    "JudgmentRevision",
+    "Membership",
+    "Owner",
+    "Project",
+    "Promotion",
+    "Prompt",
+    "Run",
+    "RunMetric",
+    "RunSample",
+    "SetupToken",
+    "SignIn",
+    "SignInThrottle",
+    "Slot",
+    "SlotState",
+    "Snapshot",
+    "SnapshotJudgment",
+    "new_id",
+]
