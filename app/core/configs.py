@@ -3,7 +3,9 @@
 They stand here, not in `training`, because the pages show them and check them without knowing torch.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.core.vocabulary import RunKind
 
@@ -44,7 +46,68 @@ class RewardConfig(TrainConfig):
 
 
 class PPOConfig(TrainConfig):
-    """Proximal policy optimisation against a reward model, held near the reference by a KL penalty."""
+    """Proximal policy optimisation against a reward model, held near the reference by a KL penalty.
+
+    A step is one iteration: sample a batch, score it, update on it. Rewards are in the reward model's unit, KL in nats.
+    """
+
+    checkpoint_every: int = Field(5, ge=1, description="Iterations between whole checkpoints.")
+    log_every: int = Field(1, ge=1, description="Iterations between logged metrics.")
+
+    iterations: int = Field(24, ge=1, description="Batches sampled and learnt from.")
+    batch_size: int = Field(64, ge=2, description="Episodes (prompt and answer) in each iteration.")
+    epochs: int = Field(2, ge=1, description="Passes over each batch.")
+    minibatches: int = Field(2, ge=1, description="Updates in each pass; the batch is divided evenly among them.")
+    micro_batch_size: int = Field(16, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
+
+    learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the policy.")
+    value_learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the value function.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="AdamW throughout, or Muon on the hidden matrices and AdamW on the rest."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="How the learning rates fall.")
+    schedule_floor: float = Field(0.1, ge=0, le=1, description="Share of the peak learning rate at the end.")
+    warmup_iterations: int = Field(0, ge=0, description="Iterations over which the learning rates rise.")
+    value_warmup: int = Field(1, ge=0, description="First iterations in which only the value function learns.")
+
+    temperature: float = Field(1.0, gt=0, le=5, description="Of rollouts; logits are divided by it wherever read.")
+    max_tokens: int = Field(96, ge=1, le=4096, description="Longest sampled answer, in tokens.")
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="Taken off the score of an answer cut at max_tokens, in reward units."
+    )
+    score_clip: float = Field(5.0, gt=0, description="Scores are clipped to this, up and down, in reward units.")
+
+    beta: float = Field(0.15, ge=0, description="Price of KL from the reference: reward units per nat.")
+    kl_control: Literal["fixed", "adaptive"] = Field("fixed", description="Whether beta follows kl_target.")
+    kl_target: float = Field(6.0, gt=0, description="Wanted KL from the reference, nats per sequence (adaptive).")
+    kl_gain: float = Field(
+        0.5,
+        gt=0,
+        le=5,
+        description="Adaptive: beta grows by gain x relative error, the error clipped to 0.2, each time.",
+    )
+    kl_budget: float | None = Field(
+        None, gt=0, description="A KL above this, in nats per sequence, ends the run with the last policy below it."
+    )
+
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Bias against variance of the advantages.")
+    ratio_clip: float = Field(0.2, gt=0, lt=1, description="Probability ratios are clipped to 1 plus or minus this.")
+    value_clip: float = Field(0.2, gt=0, description="Values move at most so far a batch, in reward units.")
+    log_ratio_clamp: float = Field(10.0, gt=0, description="Log ratios are bounded before they are exponentiated.")
+    approx_kl_stop: float | None = Field(
+        0.1, gt=0, description="Policy updates on a batch stop past this KL from its sampler, nats per token."
+    )
+
+    sample_every: int = Field(4, ge=1, description="Iterations between answers to the fixed prompts.")
+    sample_prompts: int = Field(8, ge=0, description="Fixed prompts whose answers are logged.")
+    evaluation_prompts: int = Field(64, ge=1, description="Held-out prompts answered before and after training.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.minibatches:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by minibatches {self.minibatches}")
+        return self
 
 
 CONFIGS: dict[RunKind, type[TrainConfig]] = {
