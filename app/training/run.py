@@ -168,13 +168,13 @@ class Run(Generic[C]):
     def restore(self) -> State | None:
         """The newest whole state, None for a fresh start. Logs are cut back to its step; damage is said aloud."""
         restored = load_newest_state(self.dir.checkpoints)
-        step = restored.state.step if restored.state else 0
+        step = restored.state.step if restored.state else -1
         for path in (self.dir.metrics, self.dir.samples):
             _cut_back(path, step)
         for message in restored.damaged:
-            logger.warning("checkpoint passed over: %s; going on from step %d", message, step)
+            logger.warning("checkpoint passed over: %s; going on from step %d", message, max(step, 0))
         if restored.damaged:
-            self.log(step, "restore", **{"checkpoint/damaged": len(restored.damaged)})
+            self.log(max(step, 0), "restore", **{"checkpoint/damaged": len(restored.damaged)})
         if restored.state:
             logger.info("resumed from step %d", step)
         return restored.state
