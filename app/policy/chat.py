@@ -22,13 +22,13 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins. Invalid where the template refuses it."""
-    template = _template(tokenizer)
+    _template(tokenizer)
     conversation: list[dict[str, Any]] = [dict(message) for message in messages]
     if not conversation:
         raise Invalid("A conversation needs at least one message.")
     try:
         try:
-            ids = tokenizer.apply_chat_template(
+            ids: Any = tokenizer.apply_chat_template(
                 conversation, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
             )
         except NotImplementedError:

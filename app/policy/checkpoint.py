@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from app.core.errors import Invalid
@@ -41,7 +42,7 @@ class Policy(NamedTuple):
 
 
 def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> Policy:
-    """The policy in a folder, in evaluation mode on the CPU. Invalid, with what mends it, for a folder that cannot serve.
+    """The policy in a folder, in evaluation mode on the CPU. Invalid, with what mends it, where it cannot serve.
 
     Where the folder has a manifest, its hashes must agree, else DamagedFolder.
     """
@@ -51,7 +52,7 @@ def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> Policy:
     tokenizer = _load_tokenizer(folder)
     check_tokenizer(tokenizer, folder.name)
     model = _load_model(folder, dtype)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > embeddings_of(model).shape[0]:
         raise Invalid(
             f"The tokenizer of {folder.name} has {len(tokenizer)} tokens, more than its model knows.",
             "Put the tokenizer that the model was trained with beside it.",
@@ -82,7 +83,7 @@ def import_policy(source: str, folder: Path) -> dict[str, str]:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
         logger.info("%s was given a padding token of its own", source)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > embeddings_of(model).shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
@@ -93,6 +94,13 @@ def import_policy(source: str, folder: Path) -> dict[str, str]:
     manifest = write_folder(folder, lambda partial: save_policy(partial, model, tokenizer))
     check_files(folder)
     return manifest
+
+
+def embeddings_of(model: PreTrainedModel) -> Tensor:
+    """The input embedding, [tokens, hidden]; its device is where ids must be."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
