@@ -72,9 +72,6 @@ class Settings(BaseSettings):
     worker_poll_s: float = Field(
         0.5, gt=0, le=60, description="Seconds between two looks of the worker at the queue and the pool."
     )
-    run_lease_s: float = Field(
-        60.0, ge=1, le=3600, description="A run whose worker was silent for so many seconds is taken over by another."
-    )
     training_threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of a training process; 0: one for each core."
     )

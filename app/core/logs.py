@@ -8,7 +8,7 @@ from typing import IO
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, process, message, and the error's type without its text."""
+    """One JSON object a line: time (UTC), level, process, the message or the keys of a logged dict, the error's type."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -17,7 +17,8 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         row = {"time": stamp, "level": record.levelname.lower(), "process": self._process, "logger": record.name}
-        return json.dumps(row | {"message": record.getMessage()} | where(record), ensure_ascii=False)
+        said = record.msg if isinstance(record.msg, dict) else {"message": record.getMessage()}
+        return json.dumps(row | said | where(record), ensure_ascii=False, default=str)
 
 
 class ShortLines(logging.Formatter):
@@ -31,7 +32,10 @@ class ShortLines(logging.Formatter):
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         error = " ".join(str(value) for value in where(record).values())
         stamp = self.formatTime(record, "%H:%M:%S")
-        return f"{stamp} {self._process:<7} {level}{record.getMessage()}{' | ' + error if error else ''}"
+        said = record.getMessage()
+        if isinstance(record.msg, dict):
+            said = " ".join(f"{name}={value}" for name, value in record.msg.items())
+        return f"{stamp} {self._process:<7} {level}{said}{' | ' + error if error else ''}"
 
 
 def where(record: logging.LogRecord) -> dict[str, str]:
