@@ -2,12 +2,35 @@
 
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from secrets import token_hex
 
+from sqlalchemy import DateTime, case, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.core.errors import Conflict, NotFound, TooMany
 from app.core.vocabulary import Role
-from app.store.models import Account, Membership
+from app.store import audit, credentials
+from app.store.claims import reopen_leases
+from app.store.models import (
+    Account,
+    AccountKind,
+    Assignment,
+    Invitation,
+    Membership,
+    Owner,
+    Project,
+    SetupToken,
+    SignIn,
+    SignInThrottle,
+    new_id,
+)
+
+SETUP_LASTS = timedelta(days=1)
+INVITATION_LASTS = timedelta(days=7)
+SESSION_LASTS = timedelta(days=14)
+THROTTLE_ATTEMPTS, THROTTLE_WINDOW = 10, timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -35,19 +58,80 @@ class OpenInvitation:
     expires_at: datetime
 
 
+def _now(s: Session) -> datetime:
+    """The database's clock."""
+    return s.scalars(select(func.clock_timestamp().cast(DateTime(timezone=True)))).one()
+
+
+def _new_account(s: Session, username: str, password: str) -> Account:
+    """Conflict for a taken name, which here is no secret: only people with a valid link get this far."""
+    name = credentials.clean_username(username)
+    hashed = credentials.hash_password(password)
+    key = credentials.username_key(name)
+    account = s.scalars(
+        insert(Account)
+        .values(id=new_id(), kind=AccountKind.PERSON, username=name, username_key=key, password_hash=hashed)
+        .on_conflict_do_nothing(index_elements=[Account.username_key])
+        .returning(Account)
+    ).one_or_none()
+    if account is None:
+        raise Conflict("This username is taken.", "Choose another one.")
+    return account
+
+
+def join(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, role: Role) -> None:
+    """A membership with a fresh pseudonym; somebody who already belongs gets the new role and is let in again."""
+    s.execute(
+        insert(Membership)
+        .values(project_id=project_id, account_id=account_id, role=role, pseudonym=new_pseudonym())
+        .on_conflict_do_update(
+            index_elements=[Membership.project_id, Membership.account_id],
+            set_={"role": role, "deactivated_at": None},
+        )
+    )
+
+
+def new_pseudonym() -> str:
+    """What stands for an annotator outside: random, so that it says nothing about the account."""
+    return f"annotator-{token_hex(6)}"
+
+
 def owner(s: Session) -> Account | None:
     """The owner of the installation, once there is one."""
-    raise NotImplementedError
+    return s.scalars(select(Account).join(Owner)).one_or_none()
 
 
 def issue_setup_token(s: Session) -> str | None:
     """A fresh one-time token that makes the owner, replacing any earlier one; None once an owner exists."""
-    raise NotImplementedError
+    if owner(s) is not None:
+        return None
+    token = credentials.new_token()
+    row = {"token_hash": credentials.token_hash(token), "expires_at": func.now() + SETUP_LASTS}
+    s.execute(insert(SetupToken).values(**row).on_conflict_do_update(index_elements=["singleton"], set_=row))
+    return token
 
 
 def create_owner(s: Session, token: str, username: str, password: str) -> Account:
     """Make the one owner, admin of every project there is. NotFound for a bad token, Conflict when made."""
-    raise NotImplementedError
+    if owner(s) is not None:
+        raise Conflict("This installation already has an owner.", "Sign in, or ask the owner for an invitation.")
+    # Taking the row is the gate: of many at once exactly one deletes it, the others find nothing.
+    taken = s.execute(
+        delete(SetupToken)
+        .where(SetupToken.token_hash == credentials.token_hash(token), SetupToken.expires_at > func.now())
+        .returning(SetupToken.singleton)
+    ).one_or_none()
+    if taken is None and owner(s) is not None:
+        raise Conflict("This installation already has an owner.", "Sign in, or ask the owner for an invitation.")
+    if taken is None:
+        raise NotFound("This setup link is not valid.", "Restart `pairwright serve` for a fresh one.")
+    account = _new_account(s, username, password)
+    s.add(Owner(account_id=account.id))
+    for project_id in s.scalars(select(Project.id)):
+        join(s, project_id, account.id, Role.ADMIN)
+    s.flush()
+    audit.record(s, None, account.id, "owner.create", str(account.id))
+    return account
 
 
 def authenticate(s: Session, username: str, password: str) -> Account | None:
@@ -56,51 +140,169 @@ def authenticate(s: Session, username: str, password: str) -> Account | None:
     Raises TooMany after ten attempts at one name within five minutes. Commit even when it returns None: that is how
     attempts are counted.
     """
-    raise NotImplementedError
+    key = credentials.username_key(username)
+    name_hash = credentials.token_hash(key)
+    stale = SignInThrottle.since < func.now() - THROTTLE_WINDOW
+    # The row lock makes parallel guesses at one name queue up, so that each is counted before it is tried.
+    attempts = s.execute(
+        insert(SignInThrottle)
+        .values(name_hash=name_hash, attempts=1)
+        .on_conflict_do_update(
+            index_elements=[SignInThrottle.name_hash],
+            set_={
+                "attempts": case((stale, 1), else_=SignInThrottle.attempts + 1),
+                "since": case((stale, func.now()), else_=SignInThrottle.since),
+            },
+        )
+        .returning(SignInThrottle.attempts)
+    ).scalar_one()
+    if attempts > THROTTLE_ATTEMPTS:
+        raise TooMany("Too many attempts to sign in with this name.", "Wait five minutes and try again.")
+    account = s.scalars(select(Account).where(Account.username_key == key)).one_or_none()
+    if not credentials.password_matches(account.password_hash if account else None, password):
+        return None
+    s.execute(delete(SignInThrottle).where(SignInThrottle.name_hash == name_hash))
+    return account if account is not None and account.deactivated_at is None else None
 
 
 def open_session(s: Session, account_id: uuid.UUID) -> str:
     """Sign a browser in: a new random token, of which only the hash is stored."""
-    raise NotImplementedError
+    token = credentials.new_token()
+    s.execute(delete(SignIn).where(SignIn.account_id == account_id, SignIn.expires_at <= func.now()))
+    s.execute(delete(SignInThrottle).where(SignInThrottle.since < func.now() - THROTTLE_WINDOW))
+    s.execute(
+        insert(SignIn).values(
+            token_hash=credentials.token_hash(token), account_id=account_id, expires_at=func.now() + SESSION_LASTS
+        )
+    )
+    return token
 
 
 def account_of_session(s: Session, token: str) -> Account | None:
     """The active account behind a session token that has not expired."""
-    raise NotImplementedError
+    return s.scalars(
+        select(Account)
+        .join(SignIn)
+        .where(
+            SignIn.token_hash == credentials.token_hash(token),
+            SignIn.expires_at > func.now(),
+            Account.deactivated_at.is_(None),
+        )
+    ).one_or_none()
 
 
 def close_session(s: Session, token: str) -> None:
     """Sign a browser out."""
-    raise NotImplementedError
+    s.execute(delete(SignIn).where(SignIn.token_hash == credentials.token_hash(token)))
 
 
 def invite(s: Session, project_id: uuid.UUID, role: Role, by: uuid.UUID | None) -> str:
     """A one-time token that lets one person join with this role; it expires after a week."""
-    raise NotImplementedError
+    token = credentials.new_token()
+    row = Invitation(
+        project_id=project_id,
+        role=role,
+        token_hash=credentials.token_hash(token),
+        created_by=by,
+        expires_at=_now(s) + INVITATION_LASTS,
+    )
+    s.add(row)
+    s.flush()
+    audit.record(s, project_id, by, "invitation.create", str(row.id), {"role": role})
+    return token
 
 
 def invitation(s: Session, token: str) -> OpenInvitation:
     """What a token invites to. NotFound for an unknown one, Conflict for a used or an expired one."""
-    raise NotImplementedError
+    return _open_invitation(s, token, lock=False)
+
+
+def _open_invitation(s: Session, token: str, *, lock: bool) -> OpenInvitation:
+    query = (
+        select(Invitation, Project.slug, Project.name, Invitation.expires_at <= func.now())
+        .join(Project)
+        .where(Invitation.token_hash == credentials.token_hash(token))
+    )
+    found = s.execute(
+        (query.with_for_update(of=Invitation) if lock else query).execution_options(populate_existing=True)
+    ).one_or_none()
+    if found is None:
+        raise NotFound("This invitation does not exist.", "Check that the whole link was copied.")
+    row, slug, name, expired = found
+    if row.used_at is not None:
+        raise Conflict("This invitation has been used.", "Sign in, or ask for a new link.")
+    if expired:
+        raise Conflict("This invitation has expired.", "Ask for a new link.")
+    return OpenInvitation(row.id, row.project_id, slug, name, row.role, row.expires_at)
 
 
 def accept_invitation(
     s: Session, token: str, username: str = "", password: str = "", account_id: uuid.UUID | None = None
 ) -> Account:
     """Join by a new account, or as the one that is signed in (`account_id`). Raises as `invitation`, and Invalid."""
-    raise NotImplementedError
+    offer = _open_invitation(s, token, lock=True)
+    if account_id is None:
+        account = _new_account(s, username, password)
+    else:
+        account = s.get_one(Account, account_id)
+        if membership(s, offer.project_id, account_id) is not None:
+            raise Conflict("You already belong to this project.", "The link stays good for somebody else.")
+    join(s, offer.project_id, account.id, offer.role)
+    s.execute(
+        update(Invitation).where(Invitation.id == offer.id).values(used_at=func.clock_timestamp(), used_by=account.id)
+    )
+    audit.record(s, offer.project_id, account.id, "invitation.accept", str(offer.id), {"role": offer.role})
+    return account
 
 
 def members(s: Session, project_id: uuid.UUID) -> list[Member]:
     """The people of a project, by the time they joined; imported annotators are left out."""
-    raise NotImplementedError
+    rows = s.execute(
+        select(Membership, Account, Owner.account_id)
+        .join(Account, Account.id == Membership.account_id)
+        .outerjoin(Owner, Owner.account_id == Account.id)
+        .where(Membership.project_id == project_id, Account.kind == AccountKind.PERSON)
+        .order_by(Membership.joined_at, Account.id)
+    )
+    return [
+        Member(
+            account_id=account.id,
+            username=account.username or "(erased)",
+            role=member.role,
+            pseudonym=member.pseudonym,
+            joined_at=member.joined_at,
+            deactivated_at=member.deactivated_at or account.deactivated_at,
+            is_owner=owner_id is not None,
+        )
+        for member, account, owner_id in rows
+    ]
 
 
 def membership(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Membership | None:
     """What this account may do here right now; None for a stranger or somebody deactivated."""
-    raise NotImplementedError
+    return s.scalars(
+        select(Membership)
+        .join(Account, Account.id == Membership.account_id)
+        .where(
+            Membership.project_id == project_id,
+            Membership.account_id == account_id,
+            Membership.deactivated_at.is_(None),
+            Account.deactivated_at.is_(None),
+        )
+        .execution_options(populate_existing=True)
+    ).one_or_none()
 
 
 def deactivate(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, by: uuid.UUID) -> None:
     """Close a project to one person and reopen their leased slots; their judgments stay. Conflict for the owner."""
-    raise NotImplementedError
+    if s.scalars(select(Owner.account_id)).one_or_none() == account_id:
+        raise Conflict("The owner cannot be deactivated.")
+    if account_id == by:
+        raise Conflict("Nobody can deactivate themselves.", "Another admin can.")
+    member = membership(s, project_id, account_id)
+    if member is None:
+        raise NotFound("This person does not belong to the project.")
+    member.deactivated_at = _now(s)
+    s.flush()
+    reopen_leases(s, Assignment.project_id == project_id, Assignment.account_id == account_id)
+    audit.record(s, project_id, by, "member.deactivate", str(account_id))

@@ -8,8 +8,8 @@
         users.lock            held shared by every process that uses it; who is alone stops it
 
 Postgres refuses to run as root. Root therefore starts it in a user namespace of its own, where the process is uid 1000
-and still owns root's files: no new account, no wider permission. Where user namespaces are closed, the server and a copy of
-its binaries live in a folder under /var/lib that belongs to an otherwise unused uid.
+and still owns root's files: no new account, no wider permission. Where user namespaces are closed, the server and a
+copy of its binaries live in a folder under /var/lib that belongs to an otherwise unused uid.
 
 Whether the server lives is decided by asking it, never by a pid.
 """

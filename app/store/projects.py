@@ -1,11 +1,18 @@
 """Projects and their settings."""
 
 import uuid
+from secrets import token_hex
 
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.core.configs import SamplingSettings
-from app.store.models import Project
+from app.core.errors import Conflict, Invalid, NotFound
+from app.core.vocabulary import Role
+from app.store import audit
+from app.store.accounts import join, owner
+from app.store.models import Account, Guideline, Membership, Project, new_id
 
 
 def create_project(
@@ -25,29 +32,78 @@ def create_project(
     by: uuid.UUID | None = None,
 ) -> Project:
     """A new project with a random salt; the owner and `by` are its admins. Conflict for a taken slug."""
-    raise NotImplementedError
+    if not (slug.isascii() and slug.replace("-", "a").isalnum() and slug == slug.lower() and slug[0] != "-"):
+        raise Invalid("A project's address has small letters, digits and hyphens only.")
+    project = s.scalars(
+        insert(Project)
+        .values(
+            id=new_id(),
+            slug=slug,
+            name=name,
+            salt=token_hex(16),
+            heldout_share=heldout_share,
+            votes_wanted=votes_wanted,
+            sampling=(sampling or SamplingSettings()).model_dump(),
+            pool_target=pool_target,
+            lease_seconds=lease_seconds,
+            allow_tie=allow_tie,
+            allow_both_bad=allow_both_bad,
+            ask_strength=ask_strength,
+        )
+        .on_conflict_do_nothing(index_elements=[Project.slug])
+        .returning(Project)
+    ).one_or_none()
+    if project is None:
+        raise Conflict(f"A project named {slug} already exists.", "Choose another address.")
+    s.add(Guideline(project_id=project.id, version=1, body=guidelines))
+    s.flush()
+    the_owner = owner(s)
+    admins = {by} if by else set()
+    for account_id in admins | ({the_owner.id} if the_owner else set()):
+        join(s, project.id, account_id, Role.ADMIN)
+    audit.record(s, project.id, by, "project.create", str(project.id))
+    return project
 
 
 def project_by_slug(s: Session, slug: str) -> Project:
     """The project of this name; NotFound."""
-    raise NotImplementedError
+    project = s.scalars(select(Project).where(Project.slug == slug)).one_or_none()
+    if project is None:
+        raise NotFound("There is no such project.")
+    return project
 
 
 def projects_of(s: Session, account_id: uuid.UUID) -> list[Project]:
     """The projects that this account may enter, by name."""
-    raise NotImplementedError
+    query = (
+        select(Project)
+        .join(Membership)
+        .join(Account, Account.id == Membership.account_id)
+        .where(Account.id == account_id, Membership.deactivated_at.is_(None), Account.deactivated_at.is_(None))
+        .order_by(Project.name, Project.id)
+    )
+    return list(s.scalars(query))
 
 
 def all_projects(s: Session) -> list[Project]:
     """Every project, by age: for the worker, never for a page."""
-    raise NotImplementedError
+    return list(s.scalars(select(Project).order_by(Project.created_at, Project.id)))
 
 
 def guidelines(s: Session, project_id: uuid.UUID) -> str:
     """The text of the current guidelines."""
-    raise NotImplementedError
+    query = select(Guideline.body).join(Project).where(Project.id == project_id)
+    return s.scalars(query.where(Guideline.version == Project.guideline_version)).one()
 
 
 def revise_guidelines(s: Session, project_id: uuid.UUID, body: str) -> int:
     """Make a new version current; returns its number."""
-    raise NotImplementedError
+    version = s.scalars(
+        update(Project)
+        .where(Project.id == project_id)
+        .values(guideline_version=Project.guideline_version + 1)
+        .returning(Project.guideline_version)
+    ).one()
+    s.add(Guideline(project_id=project_id, version=version, body=body))
+    s.flush()
+    return version

@@ -4,11 +4,13 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.core.records import Message
-from app.core.vocabulary import Split
-from app.store.models import Project, Prompt
+from app.core.vocabulary import Origin, Split
+from app.store.bulk import batches, copy, place_prompts
+from app.store.models import Completion, Demonstration, Project, Prompt, new_id
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,66 @@ class PromptCounts:
 
 def add_prompts(s: Session, project: Project, conversations: Iterable[Sequence[Message]], source: str) -> int:
     """Add the conversations that are not there yet; returns how many were new."""
-    raise NotImplementedError
+    return sum(place_prompts(s, project, batch, source)[1] for batch in batches(conversations))
 
 
 def add_demonstrations(
     s: Session, project: Project, rows: Iterable[tuple[Sequence[Message], str]], author: str | uuid.UUID
 ) -> int:
-    """Add (prompt, ideal answer) rows, in bulk. `author` is a member's account, or the name of their source."""
-    raise NotImplementedError
+    """Add (prompt, ideal answer) rows that are not there yet, in bulk; returns how many were new.
+
+    `author` is a member's account, or the name of the source that they came from.
+    """
+    written = isinstance(author, uuid.UUID)
+    origin = Origin.WRITTEN if written else Origin.IMPORTED
+    account_id, source = (author, None) if written else (None, str(author))
+    added = 0
+    for batch in batches(rows):
+        prompt_ids, _ = place_prompts(s, project, [messages for messages, _ in batch], source or "written")
+        known = _known_demonstrations(s, project.id, set(prompt_ids))
+        completions, demonstrations = [], []
+        for prompt_id, (_, text) in zip(prompt_ids, batch, strict=True):
+            if (prompt_id, text) in known:
+                continue
+            known.add((prompt_id, text))
+            completion_id = new_id()
+            completions.append((completion_id, project.id, prompt_id, origin.value, text, account_id, source))
+            demonstrations.append((new_id(), project.id, prompt_id, completion_id))
+        copy(
+            s,
+            Completion,
+            ["id", "project_id", "prompt_id", "origin", "text", "author_id", "source"],
+            completions,
+        )
+        copy(s, Demonstration, ["id", "project_id", "prompt_id", "completion_id"], demonstrations)
+        added += len(demonstrations)
+    return added
+
+
+def _known_demonstrations(s: Session, project_id: uuid.UUID, prompt_ids: set[uuid.UUID]) -> set[tuple[uuid.UUID, str]]:
+    query = (
+        select(Completion.prompt_id, Completion.text)
+        .join(Demonstration, Demonstration.completion_id == Completion.id)
+        .where(
+            Demonstration.project_id == project_id,
+            Completion.project_id == project_id,
+            Completion.prompt_id.in_(prompt_ids),
+        )
+    )
+    return set(s.execute(query).tuples())
 
 
 def counts(s: Session, project_id: uuid.UUID) -> PromptCounts:
     """What there is to sample from and to learn from."""
-    raise NotImplementedError
+    by_split = dict(
+        s.execute(select(Prompt.split, func.count()).where(Prompt.project_id == project_id).group_by(Prompt.split))
+        .tuples()
+        .all()
+    )
+    demonstrations = s.scalars(
+        select(func.count()).select_from(Demonstration).where(Demonstration.project_id == project_id)
+    ).one()
+    return PromptCounts(by_split.get(Split.TRAIN, 0), by_split.get(Split.HELDOUT, 0), demonstrations)
 
 
 def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None = Split.TRAIN) -> list[Prompt]:
@@ -42,4 +91,20 @@ def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None 
 
     Several workers may draw at once and get different ones.
     """
-    raise NotImplementedError
+    # One side at a time, in the proportion of the sides, so that each draw is a walk along its index.
+    if split is None:
+        heldout_share = s.scalars(select(Project.heldout_share).where(Project.id == project_id)).one()
+        held = s.scalars(select(func.random()).select_from(func.generate_series(1, n)))
+        wanted = sum(draw < heldout_share for draw in held)
+        both = draw_prompts(s, project_id, wanted, Split.HELDOUT)
+        return both + draw_prompts(s, project_id, n - len(both), Split.TRAIN)
+    chosen = (
+        select(Prompt.id)
+        .where(Prompt.project_id == project_id, Prompt.split == split)
+        .order_by(Prompt.drawn, Prompt.draw_key)
+        .limit(n)
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+    )
+    drawn = update(Prompt).where(Prompt.id.in_(select(chosen.c.id))).values(drawn=Prompt.drawn + 1).returning(Prompt)
+    return list(s.scalars(drawn, execution_options={"populate_existing": True}))
