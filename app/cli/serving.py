@@ -10,7 +10,7 @@ import typer
 
 from app.cli.settings_page import settings_page
 from app.core import logs
-from app.core.errors import PairwrightError
+from app.core.errors import Conflict, PairwrightError
 from app.settings import Settings, get_settings
 
 
@@ -18,6 +18,7 @@ def add_to(cli: typer.Typer) -> None:
     """Hang the commands of this file into the command line."""
     for command in (serve, web, worker, migrate):
         cli.command()(command)
+    cli.command("owner-link")(owner_link)
     cli.command("settings")(show_settings)
     cli.command("version")(show_version)
 
@@ -39,7 +40,12 @@ def serve(
         raise typer.Exit(1)
 
 
-def web(fd: Annotated[int | None, typer.Option(hidden=True)] = None) -> None:
+def web(
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Bring the database to this version's schema first.")
+    ] = False,
+    fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Run the web process alone, on the configured database."""
     settings = _ready("web")
     if fd is not None:
@@ -49,6 +55,8 @@ def web(fd: Annotated[int | None, typer.Option(hidden=True)] = None) -> None:
     from app.jobs import database, supervisor
 
     with supervisor.listening(settings) as listener, database.opened(settings) as url:
+        if migrate:
+            database.migrated(url)
         os.environ["PAIRWRIGHT_DATABASE_URL"] = url
         get_settings.cache_clear()
         _serve_web(get_settings(), listener)
@@ -76,6 +84,18 @@ def migrate() -> None:
     with database.opened(settings) as url:
         database.migrated(url)
     typer.echo("The database has the schema of this version.")
+
+
+def owner_link() -> None:
+    """Print a new one-time link that makes the owner, while nobody owns the installation."""
+    settings = get_settings()
+    from app.jobs import database, supervisor
+
+    with database.opened(settings) as url:
+        link = supervisor.owner_link(settings, url)
+    if link is None:
+        raise Conflict("This installation has its owner.", "They invite others with `pairwright invite`.")
+    typer.echo(link)
 
 
 def show_settings() -> None:
