@@ -1,0 +1,157 @@
+"""Who may do what: each route declares one policy, and the policy loads and authorises before the route runs.
+
+The dependency that a policy makes is also the request's transaction. It is function-scoped: FastAPI leaves it after the
+route has returned and before the answer is sent, so an answer of 200 means that the commit happened.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+
+from app.core.errors import Forbidden, NotFound, PairwrightError
+from app.core.vocabulary import Role
+from app.settings import Settings
+from app.store import accounts, projects
+from app.store.models import Account, Project
+from app.web.security import cookie_name
+
+
+class Policy(StrEnum):
+    """Who may use a route."""
+
+    PUBLIC = "public"
+    SIGNED_IN = "signed_in"
+    MEMBER = "member"
+    ANNOTATOR = "annotator"
+    RESEARCHER = "researcher"
+    ADMIN = "admin"
+
+
+# Admins may do everything in their project, judging included; researchers only read, annotators only judge.
+ROLES: dict[Policy, frozenset[Role]] = {
+    Policy.MEMBER: frozenset(Role),
+    Policy.ANNOTATOR: frozenset({Role.ANNOTATOR, Role.ADMIN}),
+    Policy.RESEARCHER: frozenset({Role.RESEARCHER, Role.ADMIN}),
+    Policy.ADMIN: frozenset({Role.ADMIN}),
+}
+MENDS = {
+    Policy.ANNOTATOR: "Researchers read; an admin of the project can invite you as an annotator.",
+    Policy.RESEARCHER: "Your part in this project is judging.",
+    Policy.ADMIN: "Ask an admin of the project.",
+}
+
+
+class SignInNeeded(PairwrightError):
+    """Nobody is signed in, and this page needs somebody."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request under its policy: the session (one transaction), the settings, and who is there where."""
+
+    request: Request
+    s: Session
+    settings: Settings
+    who: Account | None
+    at: Project | None
+    role: Role | None
+
+    @property
+    def account(self) -> Account:
+        """The account, on routes whose policy needs one."""
+        assert self.who is not None, "a public route has no account"
+        return self.who
+
+    @property
+    def project(self) -> Project:
+        """The project, on routes under /p/{slug}."""
+        assert self.at is not None, "this route is in no project"
+        return self.at
+
+
+def may(policy: Policy) -> Any:
+    """The dependency that opens the transaction, loads who asks and for what, refuses, and commits at the end."""
+
+    def enter(request: Request) -> Iterator[Visit]:
+        with request.app.state.sessions() as s:
+            # An error leaves the block without a commit: whatever was done is rolled back.
+            yield visit(request, s, policy)
+            s.commit()
+
+    enter.policy = policy  # type: ignore[attr-defined]
+    return Depends(enter, scope="function")
+
+
+def visit(request: Request, s: Session, policy: Policy) -> Visit:
+    """Loads and authorises. A project that is not the visitor's does not exist for them."""
+    settings: Settings = request.app.state.settings
+    if policy is Policy.PUBLIC:
+        return Visit(request, s, settings, None, None, None)
+    account = signed_in(request, s)
+    if account is None:
+        raise SignInNeeded("You are not signed in.", "Sign in, then try again.")
+    # Plain copies, for an error page that is rendered when the session is gone.
+    request.state.account = SimpleNamespace(username=account.username)
+    if policy is Policy.SIGNED_IN:
+        return Visit(request, s, settings, account, None, None)
+    project = projects.project_by_slug(s, request.path_params["slug"])
+    membership = accounts.membership(s, project.id, account.id)
+    if membership is None:
+        raise NotFound("There is no such page.", "The address may be mistyped, or the thing gone.")
+    request.state.project = SimpleNamespace(slug=project.slug, name=project.name)
+    request.state.role = membership.role
+    if membership.role not in ROLES[policy]:
+        raise Forbidden(f"This page is not for {membership.role.value}s.", MENDS.get(policy, ""))
+    return Visit(request, s, settings, account, project, membership.role)
+
+
+def signed_in(request: Request, s: Session) -> Account | None:
+    """The account behind the request's cookie, if there is one."""
+    token = request.cookies.get(cookie_name(request.app.state.settings))
+    return accounts.account_of_session(s, token) if token else None
+
+
+def policy_of(route: APIRoute) -> Policy | None:
+    """The one policy that a route declares; None where it declares none or several."""
+    found = [getattr(d.call, "policy", None) for d in route.dependant.dependencies]
+    found = [policy for policy in found if policy is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def declared(routers: tuple[APIRouter, ...]) -> list[tuple[str, str, Policy | None]]:
+    """Every route as (method, path, policy), in order of path."""
+    rows = [
+        (method, route.path, policy_of(route))
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods or ())
+    ]
+    return sorted(rows, key=lambda row: (row[1], row[0]))
+
+
+def table(routers: tuple[APIRouter, ...]) -> str:
+    """docs/access.md: what each route asks, and what each kind of visitor gets."""
+    lines = [
+        "# Who may do what",
+        "",
+        "Generated by `python -m app.web`; a test compares it with the code and walks every row.",
+        "Somebody of another project, or a foreign id, gets 404: what is not theirs does not exist for them.",
+        "",
+        "| method | path | policy | nobody | annotator | researcher | admin |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, path, policy in declared(routers):
+        assert policy is not None, f"{method} {path} declares no policy"
+        nobody = "yes" if policy is Policy.PUBLIC else "sign in"
+        roles = ROLES.get(policy, frozenset(Role))
+        marks = " | ".join("yes" if role in roles else "403" for role in Role)
+        lines.append(f"| {method} | `{path}` | {policy.value} | {nobody} | {marks} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,174 @@
+"""What the forms may send: each field is named and typed, and anything else is refused."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from app.core.configs import CONFIGS
+from app.core.errors import Invalid
+from app.core.vocabulary import Role, RunKind, Verdict
+
+LARGEST_MS = 24 * 3600 * 1000
+
+
+class FormModel(BaseModel):
+    """A form: frozen, and strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _ids(value: Any) -> Any:
+    """Comma-separated ids, or the field given several times."""
+    parts = value if isinstance(value, list) else [value]
+    return [part for text in parts for part in str(text).split(",") if part]
+
+
+def _positions(value: Any) -> Any:
+    """`0,1` as [0, 1]."""
+    parts = value if isinstance(value, list) else [value]
+    return [part.strip() for text in parts for part in str(text).split(",")]
+
+
+Ids = Annotated[list[uuid.UUID], BeforeValidator(_ids), Field(max_length=64)]
+Positions = Annotated[list[int], BeforeValidator(_positions), Field(min_length=2, max_length=9)]
+Milliseconds = Annotated[int, Field(ge=0, le=LARGEST_MS)]
+
+
+class SignInForm(FormModel):
+    """A name and a password."""
+
+    username: str = Field(max_length=200)
+    password: str = Field(max_length=1000)
+    next: str = Field("/", max_length=500)
+
+
+class AccountForm(FormModel):
+    """A new account's name and password; both empty where somebody signed in joins as who they are."""
+
+    username: str = Field("", max_length=200)
+    password: str = Field("", max_length=1000)
+
+
+class JudgmentForm(FormModel):
+    """One judgment as made, under a key from the browser, and the comparisons that its page has already."""
+
+    comparison_id: uuid.UUID
+    key: uuid.UUID
+    verdict: Verdict
+    order: Positions
+    strength: int | None = Field(None, ge=1, le=4)
+    first_key_ms: Milliseconds = 0
+    active_ms: Milliseconds = 0
+    guideline_version: int | None = Field(None, ge=1)
+    held: Ids = []
+
+
+class SkipForm(FormModel):
+    """The comparison to leave to somebody else."""
+
+    comparison_id: uuid.UUID
+    reason: str = Field("", max_length=500)
+    held: Ids = []
+    # The page without scripts has one form for all its buttons.
+    key: uuid.UUID | None = None
+    order: Positions | None = None
+
+
+class HeldForm(FormModel):
+    """The comparisons that a page has already."""
+
+    held: Ids = []
+    comparison_id: uuid.UUID | None = None
+    key: uuid.UUID | None = None
+    order: Positions | None = None
+
+
+class InviteForm(FormModel):
+    """The role of whoever opens the link."""
+
+    role: Role
+
+
+def words_for(errors: Sequence[Any]) -> str:
+    """The first thing that is wrong with a form, without quoting what was typed."""
+    first = errors[0]
+    name = str(first["loc"][-1]).replace("_", " ")
+    if first["type"] == "extra_forbidden":
+        return f"The field ‘{name}’ is not part of this form."
+    if first["type"] == "missing":
+        return f"The field ‘{name}’ is missing."
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name[:1].upper()}{name[1:]}: {message}."
+
+
+class TrainForm(FormModel):
+    """Both runs with their defaults."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class StartForm(BaseModel):
+    """One run. What is named here is the same for all kinds; the rest is its configuration, checked there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: RunKind
+    seed: int = Field(0, ge=0, lt=2**31)
+    policy_id: Annotated[uuid.UUID | None, BeforeValidator(lambda value: value or None)] = None
+    reward_model_id: Annotated[uuid.UUID | None, BeforeValidator(lambda value: value or None)] = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a run's configuration as an input."""
+
+    name: str
+    description: str
+    default: Any
+    kind: str
+    choices: tuple[str, ...] = ()
+
+
+# What somebody new should see first; whatever else a configuration has is folded away, not hidden.
+BASIC = {
+    "epochs", "learning_rate", "lr", "batch_size", "updates", "iterations", "total_updates", "episodes", "beta",
+    "kl_beta", "kl_coef", "target_kl", "kl_target", "pooling", "steps",
+}  # fmt: skip
+
+
+def settings_of(kind: RunKind) -> tuple[list[Setting], list[Setting]]:
+    """The fields of a kind's configuration: those to show, and the advanced ones."""
+    fields = CONFIGS[kind].model_fields
+    found = [setting_of(name, field) for name, field in fields.items()]
+    basic = [one for one in found if one.name in BASIC]
+    return basic, [one for one in found if one.name not in BASIC]
+
+
+def setting_of(name: str, field: FieldInfo) -> Setting:
+    """A field as an input, by its type."""
+    default = field.get_default(call_default_factory=True)
+    arms = get_args(field.annotation)
+    literal = next((arm for arm in (field.annotation, *arms) if get_origin(arm) is Literal), None)
+    if literal is not None:
+        kind, choices = "choice", tuple(str(choice) for choice in get_args(literal))
+    elif field.annotation is bool:
+        kind, choices = "choice", ("true", "false")
+        default = str(default).lower()
+    else:
+        numeric = {int, float} & {field.annotation, *arms}
+        kind, choices = ("number" if numeric else "text"), ()
+    return Setting(name, field.description or "", default, kind, choices)
+
+
+def config_of(kind: RunKind, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A kind's configuration from form fields; an empty field keeps its default. Invalid where a value cannot be."""
+    filled = {name: value for name, value in given.items() if value != ""}
+    try:
+        config = CONFIGS[kind].model_validate(filled)
+    except ValidationError as error:
+        raise Invalid(words_for(error.errors()), "No run was started. Mend the field and start again.") from None
+    return config.model_dump(mode="json", include=set(filled))

@@ -1,0 +1,120 @@
+"""What a run's or a model's metrics mean, in figures with their interval and floor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.vocabulary import RunKind
+from app.web.words import figure, number, percent
+
+PEOPLE = "people agree with each other 73 to 77 % of the time"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One result: its name, its value, what it means, and a tone where it needs attention."""
+
+    name: str
+    value: str
+    meaning: str
+    tone: str = ""
+
+
+def results(kind: RunKind, metrics: Mapping[str, Any]) -> list[Figure]:
+    """The figures worth reading first, for this kind of run."""
+    if kind is RunKind.REWARD:
+        return reward(metrics)
+    if kind is RunKind.PPO:
+        return ppo(metrics)
+    return sft(metrics)
+
+
+def brief(kind: RunKind, metrics: Mapping[str, Any]) -> str:
+    """The one figure for a table."""
+    if kind is RunKind.REWARD:
+        accuracy = metrics.get("heldout_accuracy")
+        return percent(accuracy) if accuracy is not None else ""
+    name, value = (
+        ("KL", pick(metrics, "kl", "objective/kl"))
+        if kind is RunKind.PPO
+        else ("perplexity", pick(metrics, "perplexity"))
+    )
+    return f"{name} {figure(value)}" if value is not None else ""
+
+
+def reward(metrics: Mapping[str, Any]) -> list[Figure]:
+    """Held-out accuracy beside its interval and its floor, then how sure and how overfitted it is."""
+    accuracy, floor = metrics.get("heldout_accuracy"), metrics.get("longer_wins")
+    figures = []
+    if accuracy is not None:
+        meaning = f"interval {interval(metrics)} on {number(metrics.get('heldout_n') or 0)} held-out pairs; {PEOPLE}"
+        low = metrics.get("heldout_low")
+        weak = floor is not None and low is not None and low <= floor
+        if weak:
+            meaning += "; its interval reaches down to the floor, so judge more before trusting it"
+        figures.append(Figure("Held-out accuracy", percent(accuracy), meaning, "warning" if weak else "good"))
+    if floor is not None:
+        figures.append(
+            Figure("Floor", percent(floor), "what 'the longer answer wins' alone would reach on the same pairs")
+        )
+    train = metrics.get("train_accuracy")
+    if train is not None:
+        gap = accuracy is not None and train - accuracy > 0.1
+        meaning = (
+            "more than 10 points above held-out: it has learnt these pairs by heart"
+            if gap
+            else "close to held-out is good"
+        )
+        figures.append(Figure("Accuracy on its own pairs", percent(train), meaning, "warning" if gap else ""))
+    if metrics.get("ece") is not None:
+        figures.append(
+            Figure(
+                "Calibration error",
+                percent(metrics["ece"]),
+                "how far its confidence is off, on average; below 10 % is good",
+            )
+        )
+    if metrics.get("pairs_train") is not None:
+        figures.append(Figure("Learnt from", number(metrics["pairs_train"]), "judged pairs on training prompts"))
+    return figures
+
+
+def ppo(metrics: Mapping[str, Any]) -> list[Figure]:
+    """What PPO gained, and what it paid for it."""
+    known = (
+        ("Reward", ("reward", "objective/scores"), "mean score by the reward model; demonstrations score 0"),
+        ("KL", ("kl", "objective/kl"), "nats per answer away from the reference; single digits are usual"),
+        ("Entropy", ("entropy", "objective/entropy"), "how varied the policy still is; near 0 it repeats itself"),
+        (
+            "Length",
+            ("length", "completions/mean_length"),
+            "tokens per answer; a big change deserves a look at the samples",
+        ),
+    )
+    found = [(name, pick(metrics, *keys), meaning) for name, keys, meaning in known]
+    return [Figure(name, figure(value), meaning) for name, value, meaning in found if value is not None]
+
+
+def sft(metrics: Mapping[str, Any]) -> list[Figure]:
+    """How well the policy predicts demonstrations it has not seen."""
+    known = (
+        (
+            "Held-out perplexity",
+            ("perplexity",),
+            "the number of tokens it hesitates between; lower is better, 1 is certainty",
+        ),
+        ("Held-out loss", ("heldout_nll",), "nats per token on demonstrations that it has not seen"),
+        ("Speed", ("tokens_per_s",), "tokens a second"),
+    )
+    found = [(name, pick(metrics, *keys), meaning) for name, keys, meaning in known]
+    return [Figure(name, figure(value), meaning) for name, value, meaning in found if value is not None]
+
+
+def interval(metrics: Mapping[str, Any]) -> str:
+    """The Wilson interval of the held-out accuracy."""
+    return f"{percent(metrics.get('heldout_low'))} to {percent(metrics.get('heldout_high'))}"
+
+
+def pick(metrics: Mapping[str, Any], *names: str) -> Any:
+    """The first of these that is there."""
+    return next((metrics[name] for name in names if metrics.get(name) is not None), None)

@@ -1,0 +1,106 @@
+"""Becoming the owner, joining, signing in and out."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Form
+from starlette.responses import Response
+
+from app.core.errors import Conflict, Invalid
+from app.store import accounts
+from app.store.models import Account
+from app.web.access import Policy, Visit, may, signed_in
+from app.web.forms import AccountForm, FormModel, SignInForm
+from app.web.pages import go, local, page, render, wants_page
+from app.web.security import cookie_name, drop_cookie, set_cookie, why_no_cookie
+
+router = APIRouter()
+Public = Annotated[Visit, may(Policy.PUBLIC)]
+WRONG = "This name and password do not belong together."
+WRONG_MEND = "Check both and try again. An admin can invite you anew if the password is lost."
+
+
+@router.get("/setup/{token}")
+def setup(visit: Public, token: str) -> Response:
+    """The form that makes the owner."""
+    if accounts.owner(visit.s) is not None:
+        raise Conflict("This link was used: the owner's account exists.", "Sign in with it.")
+    return page(visit, "account/setup.html", token=token)
+
+
+@router.post("/setup/{token}")
+def set_up(visit: Public, token: str, form: Annotated[AccountForm, Form()]) -> Response:
+    """Make the owner, once."""
+    must_keep_cookie(visit)
+    account = accounts.create_owner(visit.s, token, form.username, form.password)
+    return welcome(visit, account, "/")
+
+
+@router.get("/sign-in")
+def sign_in_page(visit: Public, next: str = "/") -> Response:
+    """The form to sign in."""
+    trouble = why_no_cookie(visit.request, visit.settings)
+    return page(visit, "account/sign_in.html", next=local(next), message=trouble and " ".join(trouble), mend="")
+
+
+@router.post("/sign-in")
+def sign_in(visit: Public, form: Annotated[SignInForm, Form()]) -> Response:
+    """Sign in; a wrong pair is answered alike for known and unknown names, and counted."""
+    must_keep_cookie(visit)
+    account = accounts.authenticate(visit.s, form.username, form.password)
+    if account is not None:
+        return welcome(visit, account, local(form.next))
+    # Returned, not raised: the transaction must commit, for it counts the attempt.
+    if wants_page(visit.request):
+        return page(visit, "account/sign_in.html", status=401, next=local(form.next), message=WRONG, mend=WRONG_MEND)
+    return Response(render("_notice.html", {"message": WRONG, "mend": WRONG_MEND}), 401, media_type="text/html")
+
+
+@router.post("/sign-out")
+def sign_out(visit: Public, form: Annotated[FormModel, Form()]) -> Response:
+    """Sign this browser out."""
+    token = visit.request.cookies.get(cookie_name(visit.settings))
+    if token:
+        accounts.close_session(visit.s, token)
+    response = go(visit.request, "/sign-in")
+    drop_cookie(response, visit.settings)
+    # What the browser may have kept of private pages goes as well.
+    response.headers["clear-site-data"] = '"cache"'
+    return response
+
+
+@router.get("/join/{token}")
+def join_page(visit: Public, token: str) -> Response:
+    """What the invitation is for, and the form to accept it."""
+    invitation = accounts.invitation(visit.s, token)
+    me = signed_in(visit.request, visit.s)
+    return page(visit, "account/join.html", token=token, invitation=invitation, me=me)
+
+
+@router.post("/join/{token}")
+def join(visit: Public, token: str, form: Annotated[AccountForm, Form()]) -> Response:
+    """Join, as whoever is signed in or by a new account."""
+    must_keep_cookie(visit)
+    me = signed_in(visit.request, visit.s)
+    if me is not None and not form.username:
+        accounts.accept_invitation(visit.s, token, account_id=me.id)
+        return go(visit.request, "/")
+    account = accounts.accept_invitation(visit.s, token, form.username, form.password)
+    return welcome(visit, account, "/")
+
+
+def must_keep_cookie(visit: Visit) -> None:
+    """Refuses to sign in where the browser could not stay signed in, and says why."""
+    trouble = why_no_cookie(visit.request, visit.settings)
+    if trouble:
+        raise Invalid(*trouble)
+
+
+def welcome(visit: Visit, account: Account, where: str) -> Response:
+    """A fresh session for every sign-in, so that nobody can plant one beforehand."""
+    old = visit.request.cookies.get(cookie_name(visit.settings))
+    if old:
+        accounts.close_session(visit.s, old)
+    response = go(visit.request, quote(where, safe="/?=&%-_.~"))
+    set_cookie(response, visit.settings, accounts.open_session(visit.s, account.id))
+    return response

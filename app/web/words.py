@@ -1,0 +1,122 @@
+"""Numbers, times and names as the pages say them."""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from app.core.vocabulary import RunKind, RunStatus
+
+KINDS = {RunKind.SFT: "SFT", RunKind.REWARD: "Reward model", RunKind.PPO: "PPO"}
+STATUSES = {
+    RunStatus.QUEUED: "waiting for the worker",
+    RunStatus.RUNNING: "training",
+    RunStatus.PAUSED: "paused",
+    RunStatus.FINISHED: "done",
+    RunStatus.CANCELLED: "cancelled",
+    RunStatus.FAILED: "failed",
+}
+TONES = {RunStatus.RUNNING: "good", RunStatus.PAUSED: "warning", RunStatus.FAILED: "error"}
+
+
+def number(value: float) -> str:
+    """Thousands apart; whole numbers without decimals."""
+    return f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def whole_percent(share: float | None) -> str:
+    """A share as a whole percentage, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def figure(value: object) -> str:
+    """A metric of any size in four significant digits; words stay as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def seconds(milliseconds: float) -> str:
+    """Milliseconds as seconds, with a decimal only where it matters."""
+    value = milliseconds / 1000
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+def duration(value: float | None) -> str:
+    """Seconds in the unit a person would use."""
+    if value is None:
+        return "a while"
+    if value < 90:
+        return f"{max(0, round(value))} s"
+    if value < 5400:
+        return f"{round(value / 60)} min"
+    if value < 36 * 3600:
+        hours, minutes = divmod(round(value / 60), 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{round(value / 86400)} days"
+
+
+def ago(moment: datetime | None) -> str:
+    """How long ago something was. For the eye only: nothing is decided by it."""
+    if moment is None:
+        return "–"
+    past = (datetime.now(UTC) - moment).total_seconds()
+    return "just now" if past < 20 else f"{duration(past)} ago"
+
+
+def speaker(role: str, turns: int) -> str:
+    """The name over a turn of a conversation."""
+    if role == "user":
+        return "Prompt" if turns == 1 else "User"
+    return role.capitalize()
+
+
+def whose(policies: Sequence[str | None]) -> str:
+    """Who wrote the answers, by name and not by side, so that it favours neither; empty where nobody is known."""
+    return " and ".join(sorted({name for name in policies if name}))
+
+
+def kind(value: str) -> str:
+    """The name of a kind of run."""
+    return KINDS.get(RunKind(value), value)
+
+
+def state(value: str) -> str:
+    """The state of a run in a word or two."""
+    return STATUSES[RunStatus(value)]
+
+
+def tone(value: str) -> str:
+    """The style class of a run's state."""
+    return TONES.get(RunStatus(value), "")
+
+
+def setting(name: str) -> str:
+    """The name of a configuration field as a label."""
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+FILTERS = {
+    "number": number,
+    "percent": percent,
+    "whole_percent": whole_percent,
+    "figure": figure,
+    "seconds": seconds,
+    "duration": duration,
+    "ago": ago,
+    "speaker": speaker,
+    "whose": whose,
+    "kind": kind,
+    "state": state,
+    "tone": tone,
+    "setting": setting,
+}
