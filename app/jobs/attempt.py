@@ -194,9 +194,11 @@ class Attempt:
         logger.info("run %s: the trainer ended with code %d", self.run_id, code)
         if code == FINISHED:
             return self._finish()
+        if self._cancelled_at is not None:
+            return self._close(RunStatus.CANCELLED)
         if self._stopping:
             return self._close(RunStatus.QUEUED)
-        if code == CANCELLED or self._cancelled_at is not None:
+        if code == CANCELLED:
             return self._close(RunStatus.CANCELLED)
         error = self._error(code)
         if error.kind == "memory" and not self._retried:
@@ -253,7 +255,11 @@ class Attempt:
         with self._sessions() as session:
             if files is not None:
                 self._register(session, run, dict(files), dict(metrics or {}))
-            if runs.finish(session, run.id, run.attempt, status, metrics, error):
+            if status == RunStatus.QUEUED:
+                held = runs.release(session, run.id, run.attempt)
+            else:
+                held = runs.finish(session, run.id, run.attempt, status, metrics, error)
+            if held:
                 session.commit()
             else:
                 session.rollback()

@@ -21,6 +21,7 @@ from app.store import checkpoints, snapshots
 from app.store.models import Run, Snapshot
 
 NICE = 10
+TRAINER = ("-m", "app.training")
 
 logger = logging.getLogger("pairwright.worker")
 
@@ -73,7 +74,7 @@ def start(directory: RunDir, settings: Settings, lock: int) -> subprocess.Popen[
         leftover.unlink(missing_ok=True)
     with directory.log.open("ab") as log:
         return leash.spawn(
-            ["-m", "app.training", str(directory.root)],
+            [*TRAINER, str(directory.root)],
             env=without_secrets(settings.training_threads),
             death_signal=signal.SIGKILL,
             nice=NICE,
