@@ -92,7 +92,7 @@ def all_projects(s: Session) -> list[Project]:
 
 def guidelines(s: Session, project_id: uuid.UUID) -> str:
     """The text of the current guidelines."""
-    query = select(Guideline.body).join(Project).where(Project.id == project_id)
+    query = select(Guideline.body).join(Project, Project.id == Guideline.project_id).where(Project.id == project_id)
     return s.scalars(query.where(Guideline.version == Project.guideline_version)).one()
 
 
