@@ -11,8 +11,9 @@ MAX_ERROR = 0.2
 class Beta:
     """The coefficient of the KL penalty, in reward units per nat.
 
-    Adaptive control (Ziegler et al. 2019, section 2.2): e = clip(KL / target - 1, -0.2, 0.2); beta <- beta (1 + gain e),
-    where KL and target are nats per sequence. The paper's gain is 0.1 over many thousand updates; runs here are short.
+    Adaptive control (Ziegler et al. 2019, section 2.2): e = clip(KL / target - 1, -0.2, 0.2), then
+    beta <- beta (1 + gain e), with KL and target in nats per sequence. The paper's gain is 0.1 over many thousand
+    updates; runs here are short.
     """
 
     def __init__(self, config: PPOConfig) -> None:
