@@ -38,7 +38,53 @@ class TrainConfig(Config):
 
 
 class SFTConfig(TrainConfig):
-    """Supervised fine-tuning on demonstrations."""
+    """Supervised fine-tuning on demonstrations; only the answer's tokens count.
+
+    Where a field may be left out, its value depends on what is trained: a new starter, or a policy that exists.
+    """
+
+    starter: Literal["standard", "tiny"] = Field("standard", description="Size of a new starter policy.")
+    epochs: int = Field(1, ge=1, description="Passes over the demonstrations.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many updates; empty: all of them.")
+    batch_size: int = Field(32, ge=1, description="Demonstrations in each update.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows in one forward pass, for memory; empty: the whole batch."
+    )
+    max_length: int = Field(
+        512, ge=8, description="Longest conversation with its answer, in tokens; longer ones are left out and counted."
+    )
+
+    learning_rate: float | None = Field(
+        None, ge=0, description="AdamW's peak learning rate; empty: 3e-3 for a new starter, 2e-5 else."
+    )
+    muon_learning_rate: float | None = Field(
+        None,
+        ge=0,
+        description="Muon's peak learning rate on hidden matrices, 0 for AdamW alone; empty: 3e-3 for a new starter, "
+        "0 else.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
+    warmup_steps: int = Field(20, ge=0, description="Updates over which the learning rate rises.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="How the learning rates fall.")
+
+    copy_weight: float | None = Field(
+        None,
+        ge=1,
+        description="Weight in the loss of an answer's tokens that repeat the prompt's telling tokens (those in fewer "
+        "than half of the prompts), falling to 1 over copy_weight_share; empty: 3 for a new starter, 1 else.",
+    )
+    copy_weight_share: float = Field(0.5, gt=0, le=1, description="Share of the updates over which copy_weight falls.")
+    curriculum_steps: int | None = Field(
+        None,
+        ge=0,
+        description="First updates, on the demonstrations that copy most from their prompts: a new model has to "
+        "discover copying. Empty: 80 for a new starter, none else.",
+    )
+    curriculum_share: float = Field(0.1, gt=0, le=1, description="Share of the demonstrations used by the curriculum.")
+
+    eval_every: int = Field(100, ge=1, description="Updates between looks at the held-out demonstrations.")
+    eval_rows: int = Field(256, ge=1, description="Held-out demonstrations looked at.")
+    sample_prompts: int = Field(4, ge=0, description="Held-out prompts answered at each look, for people to read.")
 
 
 class RewardConfig(TrainConfig):

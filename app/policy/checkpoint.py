@@ -15,11 +15,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder, write_folder
 
 logger = logging.getLogger("pairwright.policy")
+disable_progress_bar()  # logs are read by people and by machines
 
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"

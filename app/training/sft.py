@@ -1,0 +1,190 @@
+"""Supervised fine-tuning: maximise the likelihood of ideal answers. One pass over `plan`, one update a batch.
+
+The loss of an update is the mean over its answer tokens of w * -log p(token | what stands before it), where w is
+`copy_weight` for tokens that copy the prompt's telling tokens early in training and 1 for all others.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from app.core.configs import SamplingSettings, SFTConfig
+from app.core.vocabulary import Split
+from app.policy.chat import decode
+from app.policy.checkpoint import Policy, embeddings_of, load_policy, save_policy, stop_ids
+from app.policy.engine import generate
+from app.policy.starter import new_starter
+from app.training.failures import RunFailure
+from app.training.optim import MuonAdamW, lr_factor
+from app.training.order import derived_seed
+from app.training.run import Run
+from app.training.sft_data import Batch, Example, collate, encode, plan
+
+PHASE = "train"
+
+
+class Recipe(NamedTuple):
+    """The settings whose default depends on what is trained."""
+
+    learning_rate: float
+    muon_learning_rate: float | None
+    copy_weight: float
+    curriculum_steps: int
+
+
+def recipe(config: SFTConfig, new: bool) -> Recipe:
+    """Fill in what the configuration leaves open, for a new starter or for a policy that exists."""
+    usual = Recipe(3e-3, 3e-3, 3.0, 80) if new else Recipe(2e-5, None, 1.0, 0)
+    given = {name: value for name in Recipe._fields if (value := getattr(config, name)) is not None}
+    chosen = usual._replace(**given)
+    return chosen._replace(muon_learning_rate=chosen.muon_learning_rate or None)
+
+
+def train(run: Run[SFTConfig]) -> None:
+    """Train the run's policy, or a new starter where it names none, and leave it in final/."""
+    config, seed = run.config, run.spec.seed
+    new = run.spec.policy is None
+    policy = new_starter(config.starter, seed) if new else load_policy(run.folder(run.spec.policy, "policy"))
+    model, tokenizer = policy
+    assert tokenizer.pad_token_id is not None
+    chosen = recipe(config, new)
+
+    records = run.demonstrations()
+    learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, config.max_length)
+    held, _ = encode([r for r in records if r.split is Split.HELDOUT], tokenizer, config.max_length)
+    held = held[: config.eval_rows]
+    if not learnt:
+        mend = "Import demonstrations, or raise max_length if all were too long."
+        raise RunFailure("data", f"There is no demonstration to learn from ({skipped} were too long).", mend)
+    batches = plan(
+        learnt,
+        seed=seed,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        curriculum_steps=chosen.curriculum_steps,
+        curriculum_share=config.curriculum_share,
+    )[: config.max_steps]
+    total = len(batches)
+
+    model.train()
+    optimizer = MuonAdamW(
+        model.named_parameters(),
+        lr=chosen.learning_rate,
+        muon_lr=chosen.muon_learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    tokens, started = 0, time.monotonic()
+    state = run.restore()
+    if state:
+        model.load_state_dict(state.tree["model"])
+        optimizer.load_state_dict(state.tree["optimizer"])
+    first = state.step + 1 if state else 1
+    for step in range(first, total + 1):
+        rows = [learnt[i] for i in batches[step - 1]]
+        weight = 1 + (chosen.copy_weight - 1) * max(0.0, 1 - (step - 1) / (config.copy_weight_share * total))
+        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size or len(rows), tokenizer.pad_token_id)
+        run.require_finite(step, loss=loss)
+        factor = lr_factor(step - 1, total, config.warmup_steps, config.schedule)
+        norm = optimizer.step(config.gradient_clip, factor)
+        optimizer.zero_grad()
+        tokens += sum(map(len, rows))
+        if step % config.log_every == 0 or step in (1, total):
+            run.log(
+                step,
+                PHASE,
+                loss=loss,
+                mean_token_accuracy=accuracy,
+                grad_norm=norm,
+                learning_rate=chosen.learning_rate * factor,
+                tokens_per_s=tokens / (time.monotonic() - started),
+            )
+        if step % config.eval_every == 0 and step < total:
+            _look(run, step, policy, held)
+        run.end_step(step, total, PHASE, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+    seconds = time.monotonic() - started
+    nll = _look(run, total, policy, held)
+    run.finish(
+        lambda folder: _save(folder, policy),
+        {
+            "heldout_nll": nll,
+            "perplexity": None if nll is None else math.exp(nll),
+            "heldout_n": len(held),
+            "demonstrations": len(learnt),
+            "too_long": skipped,
+            "tokens_per_s": tokens / seconds if tokens else None,
+        },
+    )
+
+
+def _accumulate(
+    model: PreTrainedModel, rows: Sequence[Example], copy_weight: float, micro: int, pad_id: int
+) -> tuple[float, float]:
+    """Add the gradient of one update's loss, the same whatever `micro`; the unweighted loss and accuracy."""
+    ordered = sorted(rows, key=len)
+    weights = sum(sum(copy_weight if c else 1.0 for c in row.copied) for row in rows)
+    count = sum(len(row.completion) for row in rows)
+    loss = right = 0.0
+    for start in range(0, len(rows), micro):
+        batch = collate(ordered[start : start + micro], pad_id)
+        logits, targets = completion_logits(model, batch)
+        nll = F.cross_entropy(logits, targets, reduction="none")
+        scale = torch.where(batch.copied[:, 1:][batch.targets[:, 1:]].to(nll.device), copy_weight, 1.0)
+        ((nll * scale).sum() / weights).backward()
+        loss += nll.detach().sum().item() / count
+        right += (logits.detach().argmax(-1) == targets).sum().item() / count
+    return loss, right
+
+
+def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [n, V] in float32 of all n answer tokens of a batch, and those tokens [n].
+
+    Rows are padded on the right, behind everything a causal model looks at, so no attention mask is needed.
+    """
+    device = embeddings_of(model).device
+    ids, wanted = batch.ids.to(device), batch.targets[:, 1:].to(device)
+    if type(model) is LlamaForCausalLM:
+        # The head is applied to the answer's positions only: a third of the work of a small model.
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden[wanted])
+    else:
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wanted]
+    return logits.float(), ids[:, 1:][wanted]
+
+
+def _look(run: Run[SFTConfig], step: int, policy: Policy, held: Sequence[Example]) -> float | None:
+    """Log the loss on held-out demonstrations and a few answers to their prompts; nats per token, None without any."""
+    if not held:
+        return None
+    model, tokenizer = policy
+    pad_id = tokenizer.pad_token_id
+    assert pad_id is not None
+    model.eval()
+    nll = right = 0.0
+    count = 0
+    with torch.no_grad():
+        for start in range(0, len(held), run.config.batch_size):
+            logits, targets = completion_logits(model, collate(held[start : start + run.config.batch_size], pad_id))
+            nll += F.cross_entropy(logits, targets, reduction="sum").item()
+            right += (logits.argmax(-1) == targets).sum().item()
+            count += len(targets)
+    shown = held[: run.config.sample_prompts]
+    seeds = [derived_seed(run.spec.seed, "sample", i) for i in range(len(shown))]
+    answers = generate(model, [e.prompt for e in shown], seeds, SamplingSettings(), stop_ids(model, tokenizer), pad_id)
+    for example, answer in zip(shown, answers, strict=True):
+        run.sample(step, example.prompt_id, decode(tokenizer, answer.token_ids))
+    model.train()
+    run.log(step, "eval", eval_loss=nll / count, eval_mean_token_accuracy=right / count)
+    return nll / count
+
+
+def _save(folder: Path, policy: Policy) -> None:
+    policy.model.eval()
+    save_policy(folder, *policy)

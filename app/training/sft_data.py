@@ -1,0 +1,119 @@
+"""Demonstrations as token ids, which of their tokens copy the prompt, and the order in which training visits them."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from app.core.records import DemonstrationRecord
+from app.policy.chat import encode_completion, encode_prompt
+from app.training.order import derived_seed
+
+_BUCKET_BATCHES = 16
+"""So many batches' worth of shuffled examples are sorted by length and cut: little padding, and still a shuffle."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One demonstration: `completion` ends with the end of sequence; `copied` marks its tokens that copy the prompt."""
+
+    prompt_id: str
+    prompt: list[int]
+    completion: list[int]
+    copied: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+    @property
+    def copied_share(self) -> float:
+        """Copied tokens in the completion."""
+        return sum(self.copied) / len(self.completion)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows, all [rows, width]: `targets` marks completion tokens, `copied` those of them that copy."""
+
+    ids: Tensor
+    targets: Tensor
+    copied: Tensor
+
+
+def encode(
+    records: Sequence[DemonstrationRecord], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[Example], int]:
+    """The examples of at most `max_length` tokens, and how many were longer.
+
+    A completion's token counts as copied where its prompt holds it and fewer than half of all prompts do: names and
+    numbers, not full stops.
+    """
+    pairs = [
+        (r.prompt_id, encode_prompt(tokenizer, r.prompt), encode_completion(tokenizer, r.completion)) for r in records
+    ]
+    kept = [(i, p, c) for i, p, c in pairs if len(p) + len(c) <= max_length]
+    seen = Counter(token for _, prompt, _ in kept for token in set(prompt))
+    telling = {token for token, count in seen.items() if count * 2 < len(kept)}
+    examples = []
+    for prompt_id, prompt, completion in kept:
+        source = telling.intersection(prompt)
+        examples.append(Example(prompt_id, prompt, completion, [token in source for token in completion]))
+    return examples, len(pairs) - len(kept)
+
+
+def plan(
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    batch_size: int,
+    epochs: int,
+    curriculum_steps: int,
+    curriculum_share: float,
+) -> list[list[int]]:
+    """Positions of the examples in each update, decided by the seed alone.
+
+    First the curriculum: batches drawn from the share of the examples that copies most. Then `epochs` passes over all,
+    each shuffled anew, like lengths batched together; the last batch of a pass may be smaller.
+    """
+    batches: list[list[int]] = []
+    if curriculum_steps:
+        by_share = sorted(range(len(examples)), key=lambda i: (-examples[i].copied_share, i))
+        pool = by_share[: max(1, round(curriculum_share * len(examples)))]
+        rng = _rng(seed, "curriculum")
+        drawn: list[int] = []
+        while len(drawn) < curriculum_steps * batch_size:
+            rng.shuffle(pool)
+            drawn += pool
+        batches += [drawn[i * batch_size : (i + 1) * batch_size] for i in range(curriculum_steps)]
+    for epoch in range(epochs):
+        rng = _rng(seed, f"epoch {epoch}")
+        order = list(range(len(examples)))
+        rng.shuffle(order)
+        for start in range(0, len(order), batch_size * _BUCKET_BATCHES):
+            bucket = sorted(order[start : start + batch_size * _BUCKET_BATCHES], key=lambda i: len(examples[i]))
+            cut = [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+            rng.shuffle(cut)
+            batches += cut
+    return batches
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """One batch of rows; what stands in the padding is never looked at."""
+    width = max(map(len, examples))
+    ids = torch.full((len(examples), width), pad_id)
+    targets = torch.zeros(len(examples), width, dtype=torch.bool)
+    copied = torch.zeros_like(targets)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt), len(example)
+        ids[row, :end] = torch.tensor(example.prompt + example.completion)
+        targets[row, start:end] = True
+        copied[row, start:end] = torch.tensor(example.copied)
+    return Batch(ids, targets, copied)
+
+
+def _rng(seed: int, purpose: str) -> random.Random:
+    return random.Random(derived_seed(seed, "sft", purpose))  # noqa: S311 - the order of training, no secret
