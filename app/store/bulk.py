@@ -63,13 +63,8 @@ def place_prompts(
     s.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"prompts {project.id}", 0))))
     texts = [canonical(list(messages)) for messages in conversations]
     digests = [hashlib.sha256(text.encode()).digest() for text in texts]
-    known = dict(
-        s.execute(
-            select(Prompt.digest, Prompt.id).where(Prompt.project_id == project.id, Prompt.digest.in_(set(digests)))
-        )
-        .tuples()
-        .all()
-    )
+    query = select(Prompt.digest, Prompt.id).where(Prompt.project_id == project.id, Prompt.digest.in_(set(digests)))
+    known: dict[bytes, uuid.UUID] = {row.digest: row.id for row in s.execute(query)}
     new = []
     for messages, text, digest in zip(conversations, texts, digests, strict=True):
         if digest not in known:

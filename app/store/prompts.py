@@ -70,16 +70,13 @@ def _known_demonstrations(s: Session, project_id: uuid.UUID, prompt_ids: set[uui
             Completion.prompt_id.in_(prompt_ids),
         )
     )
-    return set(s.execute(query).tuples())
+    return {(prompt_id, answer) for prompt_id, answer in s.execute(query)}
 
 
 def counts(s: Session, project_id: uuid.UUID) -> PromptCounts:
     """What there is to sample from and to learn from."""
-    by_split = dict(
-        s.execute(select(Prompt.split, func.count()).where(Prompt.project_id == project_id).group_by(Prompt.split))
-        .tuples()
-        .all()
-    )
+    sides = select(Prompt.split, func.count().label("n")).where(Prompt.project_id == project_id).group_by(Prompt.split)
+    by_split = {row.split: row.n for row in s.execute(sides)}
     demonstrations = s.scalars(
         select(func.count()).select_from(Demonstration).where(Demonstration.project_id == project_id)
     ).one()
