@@ -8,9 +8,30 @@
     names: node.dataset.metrics.split(" "),
     x: [],
     ys: node.dataset.metrics.split(" ").map(() => []),
+    low: number(node.dataset.low),
+    high: number(node.dataset.high),
+    limit: number(node.dataset.limit),
     plot: null,
   }));
   let last = 0;
+
+  function number(text) {
+    return text === undefined ? null : Number(text);
+  }
+
+  /** The axis: what the values need, and never less than the range in which they mean something. */
+  function range(figure, least, most) {
+    const values = [least, most, figure.low, figure.high, figure.limit].filter((value) => value !== null);
+    const low = Math.min(...values);
+    const high = Math.max(...values);
+    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    return [figure.low === low ? low : low - room, figure.high === high ? high : high + room];
+  }
+
+  function data(figure) {
+    const line = figure.limit === null ? [] : [figure.x.map(() => figure.limit)];
+    return [figure.x, ...figure.ys, ...line];
+  }
 
   function colour(name) {
     const probe = document.createElement("span");
@@ -42,18 +63,19 @@
       points: { show: figure.x.length < 2, size: 5 },
       value: (_, value) => short(value),
     }));
+    if (figure.limit !== null) series.push({ stroke: colour("warning"), width: 1, dash: [4, 4], points: { show: false } });
     const options = {
       width: place.clientWidth || 320,
       height: 170,
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { size: 6 } },
-      scales: { x: { time: false } },
+      scales: { x: { time: false }, y: { range: (_, least, most) => range(figure, least, most) } },
       axes: [{ ...axis, space: 60 }, { ...axis, size: 46, space: 34, values: (_, ticks) => ticks.map(short) }],
       series: [{}, ...series],
       hooks: { setCursor: [(plot) => name(figure, plot.cursor.idx)] },
     };
-    figure.plot = new uPlot(options, [figure.x, ...figure.ys], place);
+    figure.plot = new uPlot(options, data(figure), place);
   }
 
   /** The value under the pointer, else the newest. */
@@ -62,7 +84,8 @@
     const out = figure.node.querySelector("output");
     if (at < 0) return;
     const values = figure.ys.map((ys) => short(index == null ? ys.findLast((value) => value !== null) : ys[at]));
-    out.textContent = index == null ? values.join(" · ") : `${values.join(" · ")} at step ${figure.x[at].toLocaleString("en")}`;
+    const told = values.filter((value) => value !== "–").join(" · ") || "–";
+    out.textContent = index == null ? told : `${told} at step ${figure.x[at].toLocaleString("en")}`;
   }
 
   function add(figure, rows) {
@@ -91,7 +114,7 @@
       add(figure, answer?.rows ?? []);
       figure.node.hidden = figure.x.length === 0 && !(answer?.live && figure === figures[0]);
       if (!figure.x.length || (before === figure.x.length && figure.plot)) continue;
-      if (figure.plot && before > 1) figure.plot.setData([figure.x, ...figure.ys]);
+      if (figure.plot && before > 1) figure.plot.setData(data(figure));
       else draw(figure);
       name(figure, null);
     }

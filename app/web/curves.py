@@ -7,76 +7,106 @@ from app.core.vocabulary import RunKind
 
 @dataclass(frozen=True)
 class Curve:
-    """One plot: the metrics drawn in it (the first one is named in the title's figure) and how to read it."""
+    """One plot: what it draws, how to read it, the least range of its axis, and the line not to cross.
+
+    Without a least range, a harmless wobble would fill the plot and look like a storm.
+    """
 
     title: str
     metrics: tuple[str, ...]
     good: str
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
 
 
-CURVES: dict[RunKind, tuple[Curve, ...]] = {
-    RunKind.SFT: (
-        Curve("Loss", ("loss",), "Falls fast, then flattens; a late rise means the learning rate is too high."),
-        Curve(
-            "Token accuracy",
-            ("mean_token_accuracy",),
-            "Rises and flattens: the share of the demonstrations' tokens that the policy would have put first.",
-        ),
+SFT = (
+    Curve("Loss", ("loss",), "Falls fast, then flattens; a late rise means that the learning rate is too high.", 0),
+    Curve(
+        "Token accuracy",
+        ("mean_token_accuracy",),
+        "Rises and flattens: the share of the demonstrations' tokens that the policy would have put first.",
+        0,
+        1,
     ),
-    RunKind.REWARD: (
-        Curve(
-            "Loss",
-            ("loss",),
-            "Starts near 0.69, the loss of a coin, and falls; a noisy floor near 0.5 is usual with people's labels.",
-        ),
-        Curve(
-            "Accuracy",
-            ("accuracy", "heldout_accuracy"),
-            "Rises above 'longer wins'; people themselves rarely agree more than 77 %.",
-        ),
-        Curve("Margin", ("margin",), "Grows slowly; a leap while accuracy stands still means overconfidence."),
+    Curve("Held-out loss", ("heldout_nll",), "Falls with the loss; where it turns up, learning by heart begins.", 0),
+)
+REWARD = (
+    Curve(
+        "Loss",
+        ("loss",),
+        "Starts near the line at 0.69, the loss of a coin, and falls; near 0.5 is usual with people's labels.",
+        0.3,
+        0.75,
+        0.693,
     ),
-    RunKind.PPO: (
-        Curve(
-            "Reward",
-            ("objective/scores",),
-            "Rises, steadily and not by leaps; a leap is often the reward model being fooled.",
-        ),
-        Curve(
-            "KL to the reference",
-            ("objective/kl",),
-            "Grows slowly, in nats per answer; over twice the target, the policy is leaving what it learnt.",
-        ),
-        Curve(
-            "Reward less KL penalty",
-            ("objective/rlhf_reward",),
-            "What PPO maximises: rises, then flattens where reward and penalty balance.",
-        ),
-        Curve(
-            "Entropy", ("objective/entropy",), "Falls a little; under a third of its start, the policy repeats itself."
-        ),
-        Curve(
-            "Answer length",
-            ("completions/mean_length",),
-            "Stays within a third of its start unless people like the other length better.",
-        ),
-        Curve(
-            "Cut-off answers",
-            ("completions/truncated_share",),
-            "Near 0; above 0.2 the policy has forgotten how to stop.",
-        ),
-        Curve("Clip fraction", ("policy/clipfrac_avg",), "Below 0.3: the share of tokens whose step was cut."),
-        Curve(
-            "Approximate KL per update", ("policy/approxkl_avg",), "Below 0.05: how far one update moved the policy."
-        ),
-        Curve("Value loss", ("loss/value_avg",), "Falls while the critic learns what to expect."),
-        Curve(
-            "Explained variance",
-            ("value/explained_variance",),
-            "Rises above 0 after the warm-up: the critic explains some of the reward.",
-        ),
+    Curve(
+        "Accuracy",
+        ("accuracy", "heldout_accuracy"),
+        "Rises well above the line at 0.5, a coin; people themselves rarely agree more than 77 %.",
+        0.4,
+        1,
+        0.5,
     ),
-}
+    Curve("Margin", ("margin",), "Grows slowly; a leap while accuracy stands still means overconfidence.", 0),
+)
+PPO = (
+    Curve("Reward", ("objective/scores",), "Rises steadily; a leap is often the reward model being fooled."),
+    Curve(
+        "KL to the reference",
+        ("objective/kl",),
+        "Grows slowly, in nats per answer; past twice its target the policy is leaving what it learnt.",
+        0,
+    ),
+    Curve(
+        "Reward less KL penalty",
+        ("objective/rlhf_reward",),
+        "What PPO maximises: rises, then flattens where reward and penalty balance.",
+    ),
+    Curve(
+        "Entropy", ("objective/entropy",), "Falls a little; under a third of its start the policy repeats itself.", 0
+    ),
+    Curve(
+        "Answer length",
+        ("completions/mean_length",),
+        "Stays within a third of its start, unless people like another length better.",
+        0,
+    ),
+    Curve(
+        "Cut-off answers",
+        ("completions/truncated_share",),
+        "Near 0; above the line the policy has forgotten how to stop.",
+        0,
+        0.25,
+        0.2,
+    ),
+    Curve(
+        "Clip fraction",
+        ("policy/clipfrac_avg",),
+        "Below the line: the share of tokens whose step was cut short.",
+        0,
+        0.35,
+        0.3,
+    ),
+    Curve(
+        "Approximate KL per update",
+        ("policy/approxkl_avg",),
+        "Below the line: how far one update moved the policy.",
+        0,
+        0.06,
+        0.05,
+    ),
+    Curve("Value loss", ("loss/value_avg",), "Falls while the critic learns what to expect.", 0),
+    Curve(
+        "Explained variance",
+        ("value/explained_variance",),
+        "Above the line after the warm-up: the critic explains some of the reward.",
+        -0.2,
+        1,
+        0,
+    ),
+)
+CURVES = {RunKind.SFT: SFT, RunKind.REWARD: REWARD, RunKind.PPO: PPO}
 
 
 def curves_of(kind: RunKind) -> tuple[Curve, ...]:

@@ -135,9 +135,16 @@ class Setting:
 
 # What somebody new should see first; whatever else a configuration has is folded away, not hidden.
 BASIC = {
-    "epochs", "learning_rate", "lr", "batch_size", "updates", "iterations", "total_updates", "episodes", "beta",
-    "kl_beta", "kl_coef", "target_kl", "kl_target", "pooling", "steps",
-}  # fmt: skip
+    "starter",
+    "epochs",
+    "max_steps",
+    "iterations",
+    "batch_size",
+    "learning_rate",
+    "beta",
+    "kl_control",
+    "kl_target",
+}
 
 
 def settings_of(kind: RunKind) -> tuple[list[Setting], list[Setting]]:

@@ -71,8 +71,10 @@ class RequestLog:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             # Frames and the kind of error, not its message: messages of databases quote the values they refuse.
-            frames = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
-            log.error({"request": request_id, "error": type(error).__name__, "frames": frames[-12:]})
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [f for f in frames if "/app/" in f.filename] + frames[-2:]
+            told = [f"{f.filename}:{f.lineno} {f.name}" for f in ours[-12:]]
+            log.error({"request": request_id, "error": type(error).__name__, "frames": told})
             if status:
                 raise
             await self.broken(Request(scope), request_id)(scope, receive, send_with_id)

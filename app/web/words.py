@@ -15,6 +15,7 @@ STATUSES = {
     RunStatus.CANCELLED: "cancelled",
     RunStatus.FAILED: "failed",
 }
+ACRONYMS = {"kl": "KL", "gae": "GAE", "eos": "end-of-sequence", "sft": "SFT", "approx": "approximate"}
 TONES = {RunStatus.RUNNING: "good", RunStatus.PAUSED: "warning", RunStatus.FAILED: "error"}
 
 
@@ -41,7 +42,12 @@ def figure(value: object) -> str:
         return str(value)
     if float(value).is_integer() and abs(value) < 1e9:
         return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:.4g}".replace("-", "−")
+
+
+def score(value: float) -> str:
+    """A reward, in two decimals."""
+    return f"{value:.2f}".replace("-", "−")
 
 
 def seconds(milliseconds: float) -> str:
@@ -64,12 +70,16 @@ def duration(value: float | None) -> str:
     return f"{round(value / 86400)} days"
 
 
+def age(moment: datetime) -> str:
+    """How long something has been. For the eye only: nothing is decided by it."""
+    return duration((datetime.now(UTC) - moment).total_seconds())
+
+
 def ago(moment: datetime | None) -> str:
-    """How long ago something was. For the eye only: nothing is decided by it."""
+    """How long ago something was."""
     if moment is None:
         return "–"
-    past = (datetime.now(UTC) - moment).total_seconds()
-    return "just now" if past < 20 else f"{duration(past)} ago"
+    return "just now" if (datetime.now(UTC) - moment).total_seconds() < 20 else f"{age(moment)} ago"
 
 
 def speaker(role: str, turns: int) -> str:
@@ -101,7 +111,7 @@ def tone(value: str) -> str:
 
 def setting(name: str) -> str:
     """The name of a configuration field as a label."""
-    words = name.replace("_", " ")
+    words = " ".join(ACRONYMS.get(word, word) for word in name.split("_"))
     return words[:1].upper() + words[1:]
 
 
@@ -110,8 +120,10 @@ FILTERS = {
     "percent": percent,
     "whole_percent": whole_percent,
     "figure": figure,
+    "score": score,
     "seconds": seconds,
     "duration": duration,
+    "age": age,
     "ago": ago,
     "speaker": speaker,
     "whose": whose,

@@ -73,7 +73,9 @@ def detail(visit: Researcher, run_id: uuid.UUID) -> Response:
     snapshot = visit.s.get(Snapshot, run.snapshot_id) if run.snapshot_id else None
     after = runs.run(visit.s, visit.project.id, run.after_run_id) if run.after_run_id else None
     context = {"curves": curves_of(run.kind), "names": names(visit), "snapshot": snapshot, "after": after}
-    return page(visit, "runs/run.html", here="runs", **live_context(visit, run), **context)
+    return page(
+        visit, "runs/run.html", here="runs", **(live_context(visit, run) | sample_context(visit, run) | context)
+    )
 
 
 @router.get("/runs/{run_id}/live")
@@ -83,6 +85,13 @@ def live(visit: Researcher, run_id: uuid.UUID, status: str = "") -> Response:
     if status and run.status != status:
         return Response(headers={"HX-Refresh": "true"})
     return page(visit, "runs/_live.html", **live_context(visit, run))
+
+
+@router.get("/runs/{run_id}/samples")
+def samples(visit: Researcher, run_id: uuid.UUID) -> Response:
+    """What the policy in training answers by now."""
+    run = runs.run(visit.s, visit.project.id, run_id)
+    return page(visit, "runs/_samples.html", **sample_context(visit, run))
 
 
 @router.get("/runs/{run_id}/metrics")
@@ -118,8 +127,13 @@ def live_context(visit: Visit, run: Run) -> dict[str, Any]:
         "run": run,
         "moving": run.status in LIVE_STATUSES,
         "results": results(run.kind, run.metrics),
-        "samples": first_and_last(visit, runs.samples(visit.s, run.id)),
     }
+
+
+def sample_context(visit: Visit, run: Run) -> dict[str, Any]:
+    """The same prompts answered at the start and now."""
+    samples = first_and_last(visit, runs.samples(visit.s, run.id))
+    return {"run": run, "moving": run.status in LIVE_STATUSES, "samples": samples}
 
 
 def first_and_last(visit: Visit, samples: list[RunSample], at_most: int = 6) -> list[tuple[str, RunSample, RunSample]]:
