@@ -1,0 +1,253 @@
+"""Reward models: how good an answer to a prompt is, as people's comparisons taught it.
+
+Two kinds, told apart by `kind` in reward.json:
+
+`head`   a transformer with one linear score on a pooled hidden state. Pooled at the last token it is exactly
+         `AutoModelForSequenceClassification` (num_labels 1) and loads plainly with the same raw score.
+`probe`  a frozen copy of the language model whose answers were compared, read everywhere: hidden states over all of the
+         answer, and how likely each token was; on top, a few linear scores that are averaged. For small models and few
+         judgments, where the last token alone says little.
+
+Everywhere: rows are right-padded, `answer` marks the answer's tokens (its end of sequence included), the raw score is
+in log-odds of Bradley and Terry's model, and the reward is (raw - offset) x scale.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from app.core.errors import Invalid
+from app.core.folders import MANIFEST, verify_folder
+from app.policy.checkpoint import check_files, load_policy
+from app.policy.reading import Reader
+
+SETTINGS = "reward.json"
+WEIGHTS = "reward.safetensors"
+
+
+class RewardSettings(BaseModel):
+    """reward.json: what a score means and how to compute it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    kind: Literal["head", "probe"] = "head"
+    pooling: Literal["last", "mean", "sum"] = Field("last", description="over the answer's tokens")
+    likelihood: bool = Field(False, description="probe: reads how likely the answer was, too")
+    layers: list[int] = Field(default_factory=list, description="probe: hidden states that are read, 0 the embedding")
+    contrast: list[list[int]] = Field(default_factory=list, description="probe: token ids of the other prompts")
+    members: int = Field(1, ge=1, description="linear scores that are averaged")
+    offset: float = Field(0.0, description="raw score of an average demonstration, whose reward is 0")
+    scale: float = Field(1.0, gt=0, description="reward units for each unit of the raw score")
+    clip: float = Field(5.0, gt=0, description="largest reward, up and down, that `score` gives")
+    tie_threshold: float | None = Field(None, description="Rao and Kupper's eta, in log-odds; null: ties were halved")
+
+
+class RewardModel(nn.Module):
+    """What both kinds share. `forward` gives raw scores, `score` rewards, `token_values` a start for a critic."""
+
+    def __init__(self, settings: RewardSettings, pad_id: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.pad_id = pad_id
+
+    @property
+    def offset(self) -> float:
+        """The raw score whose reward is 0."""
+        return self.settings.offset
+
+    @property
+    def scale(self) -> float:
+        """Reward units for each unit of the raw score."""
+        return self.settings.scale
+
+    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        """Raw scores. ids, attention, answer [b, L] -> [b], fp32."""
+        raise NotImplementedError
+
+    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """A raw score expected from what stands up to each column. [b, L] -> [b, L], fp32, differentiable."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch_size: int = 32
+    ) -> Tensor:
+        """Rewards of completions (token ids, end of sequence included), [B], clipped to +-settings.clip."""
+        raw = torch.cat(
+            [
+                self(*pack(prompts[i : i + batch_size], completions[i : i + batch_size], self.pad_id)).cpu()
+                for i in range(0, len(prompts), batch_size)
+            ]
+            or [torch.zeros(0)]
+        )
+        return ((raw - self.offset) * self.scale).clamp(-self.settings.clip, self.settings.clip)
+
+    def write(self, folder: Path) -> None:
+        """Put the weights into an existing folder."""
+        raise NotImplementedError
+
+
+class HeadReward(RewardModel):
+    """A sequence classifier with one label; the score is computed in fp32 whatever the body's precision."""
+
+    def __init__(self, settings: RewardSettings, body: PreTrainedModel) -> None:
+        super().__init__(settings, _pad_id(body))
+        self.body = body
+        head = getattr(body, "score", None)
+        if not isinstance(head, nn.Linear):
+            raise Invalid(
+                f"{type(body).__name__} has no single linear score.", "Use a decoder such as Llama, Qwen or GPT-2."
+            )
+        self.head: nn.Linear = head.float()
+
+    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
+        hidden = self.body.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        scores: Tensor = self.head(hidden.float())[..., 0]
+        return scores
+
+    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        scores = self.token_values(ids, attention)
+        if self.settings.pooling == "last":
+            last = attention.sum(-1, keepdim=True).long() - 1
+            return scores.gather(-1, last)[:, 0]
+        mask = answer.to(scores.dtype)
+        total = (scores * mask).sum(-1)
+        return total / mask.sum(-1).clamp_min(1) if self.settings.pooling == "mean" else total
+
+    def write(self, folder: Path) -> None:
+        self.body.save_pretrained(folder)
+
+
+class ProbeReward(RewardModel):
+    """Linear scores of what a frozen language model shows of an answer (app.policy.reading says what that is).
+
+    weight [members, features]; value [hidden] and value_bias predict the raw score from the last hidden state of a
+    prefix: what a critic starts from.
+    """
+
+    weight: Tensor
+    value: Tensor
+    value_bias: Tensor
+
+    def __init__(self, settings: RewardSettings, language_model: PreTrainedModel) -> None:
+        super().__init__(settings, _pad_id(language_model))
+        if settings.pooling == "last":
+            raise ValueError("a probe pools over the answer: mean or sum")
+        self.language_model = language_model.eval().requires_grad_(False)
+        self.reader = Reader(settings.layers, settings.contrast, settings.pooling, settings.likelihood, self.pad_id)
+        hidden = language_model.config.get_text_config().hidden_size
+        self.weight = nn.Parameter(torch.zeros(settings.members, self.reader.width(hidden)), requires_grad=False)
+        self.value = nn.Parameter(torch.zeros(hidden), requires_grad=False)
+        self.value_bias = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def member_scores(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        """Each member's raw scores, [members, b]: their spread is a measure of how sure the model is."""
+        return self.weight @ self.reader.features(self.language_model, ids, answer).T
+
+    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        return self.member_scores(ids, attention, answer).mean(0)
+
+    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
+        hidden = self.language_model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.float() @ self.value + self.value_bias
+
+    def write(self, folder: Path) -> None:
+        self.language_model.save_pretrained(folder)
+        tensors = {"weight": self.weight, "value": self.value, "value_bias": self.value_bias}
+        save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded rows of prompt and completion: ids, attention, answer, each [b, L]."""
+    rows = [torch.tensor([*p, *c]) for p, c in zip(prompts, completions, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    column = torch.arange(ids.shape[1])
+    starts = torch.tensor([len(p) for p in prompts]).unsqueeze(1)
+    ends = torch.tensor([len(r) for r in rows]).unsqueeze(1)
+    return ids, (column < ends).long(), (column >= starts) & (column < ends)
+
+
+def save_reward_model(folder: Path, model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a reward model's files into an existing folder (`app.core.folders.write_folder` makes that whole)."""
+    model.write(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / SETTINGS).write_text(json.dumps(model.settings.model_dump(), indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(model.settings), encoding="utf-8")
+
+
+def load_reward_model(folder: Path) -> RewardModel:
+    """The reward model in a folder, in evaluation mode. Invalid for a folder that is none; its manifest must agree."""
+    check_files(folder)
+    if (folder / MANIFEST).exists():
+        verify_folder(folder)
+    try:
+        settings = RewardSettings.model_validate_json((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise Invalid(f"{folder.name} is not a reward model: {SETTINGS} is missing or unreadable.") from error
+    if settings.kind == "head":
+        body = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+        return HeadReward(settings, body).eval()
+    model = ProbeReward(settings, load_policy(folder).model)
+    tensors = load_file(folder / WEIGHTS)
+    for name in ("weight", "value", "value_bias"):
+        if name not in tensors or tensors[name].shape != getattr(model, name).shape:
+            raise Invalid(
+                f"{folder.name}/{WEIGHTS} does not fit its {SETTINGS}: {name} is missing or of another shape."
+            )
+        getattr(model, name).data.copy_(tensors[name])
+    return model.eval()
+
+
+def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a reward model was trained with."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _pad_id(model: PreTrainedModel) -> int:
+    pad = model.config.pad_token_id
+    if pad is None:
+        raise Invalid("A reward model needs a padding token.", "Set pad_token_id in its config.json.")
+    return int(pad)
+
+
+_PLAIN = """It loads plainly, with the same raw score on the last token:
+
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+"""
+_NOT_PLAIN = """**It does not load plainly.** `AutoModelForSequenceClassification` knows nothing of its {reason}; use
+
+    from app.policy.reward_model import load_reward_model
+    load_reward_model(folder).score(prompts, completions)
+"""
+
+
+def _card(settings: RewardSettings) -> str:
+    plain = settings.kind == "head" and settings.pooling == "last"
+    reason = "likelihood features and averaged scores" if settings.kind == "probe" else f"{settings.pooling} pooling"
+    loading = _PLAIN if plain else _NOT_PLAIN.format(reason=reason)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [reward-model, pairwright]
+---
+# Reward model ({settings.kind}, pooled by {settings.pooling})
+
+Trained on people's comparisons of answers by Bradley and Terry's model.
+
+{loading}
+The reward is `(raw - {settings.offset:.6g}) * {settings.scale:.6g}`, clipped to +-{settings.clip:g};
+an average demonstration has reward 0. reward.json holds these numbers.
+"""
