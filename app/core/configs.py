@@ -88,7 +88,52 @@ class SFTConfig(TrainConfig):
 
 
 class RewardConfig(TrainConfig):
-    """A reward model learnt from comparisons."""
+    """A reward model learnt from comparisons.
+
+    A probe reads a frozen copy of the policy and fits linear scores to convergence; a head fine-tunes the whole model.
+    """
+
+    checkpoint_every: int = Field(20, ge=1, description="Steps between whole checkpoints.")
+    log_every: int = Field(1, ge=1, description="Steps between logged metrics.")
+
+    kind: Literal["auto", "probe", "head"] = Field(
+        "auto", description="Probe or head; auto: a probe where the policy has fewer than 50 million parameters."
+    )
+    pooling: Literal["auto", "last", "mean", "sum"] = Field(
+        "auto",
+        description="Over the answer's tokens; auto: last for a head (loads plainly elsewhere), sum for a probe.",
+    )
+    ties: Literal["rao-kupper", "half"] = Field(
+        "rao-kupper", description="Ties by a learnt threshold, or as half a win for each side. Both bad is a tie."
+    )
+    max_length: int = Field(
+        512, ge=8, description="Longest prompt and answer, in tokens; prompts lose their beginning."
+    )
+    micro_batch_size: int = Field(32, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
+    anchor_demonstrations: int = Field(
+        128, ge=0, description="Demonstrations whose mean score becomes 0; with none, the mean of the compared answers."
+    )
+
+    likelihood: bool = Field(
+        True, description="Probe: read how likely each token was, and how much the prompt made it so."
+    )
+    contrast_prompts: int = Field(
+        4, ge=0, le=64, description="Probe: other prompts that likelihoods are compared with."
+    )
+    members: int = Field(4, ge=1, le=64, description="Probe: scores fitted to resampled judgments and averaged.")
+    newton_steps: int = Field(10, ge=1, description="Probe: Newton steps of each fit.")
+    prior: float | None = Field(
+        None, gt=0, description="Probe: size of the prior on scores; empty: chosen by five-fold cross-validation."
+    )
+
+    initialise: Literal["policy", "scratch"] = Field(
+        "policy", description="Head: start from the policy's weights, or from new ones in the policy's shape."
+    )
+    epochs: int = Field(1, ge=1, description="Head: passes over the judgments.")
+    batch_size: int = Field(16, ge=1, description="Head: judgments in one update.")
+    learning_rate: float = Field(2e-5, ge=0, description="Head: peak learning rate, AdamW, linear to zero.")
+    weight_decay: float = Field(0.0, ge=0, description="Head: weight decay.")
+    warmup_share: float = Field(0.05, ge=0, le=1, description="Head: share of the updates in which the rate rises.")
 
 
 class PPOConfig(TrainConfig):
