@@ -5,6 +5,7 @@ route has returned and before the answer is sent, so an answer of 200 means that
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import SimpleNamespace
@@ -101,9 +102,12 @@ def visit(request: Request, s: Session, policy: Policy) -> Visit:
     request.state.account = SimpleNamespace(username=account.username)
     if policy is Policy.SIGNED_IN:
         return Visit(request, s, settings, account, None, None)
-    project = projects.project_by_slug(s, request.path_params["slug"])
-    membership = accounts.membership(s, project.id, account.id)
-    if membership is None:
+    project, membership = None, None
+    with suppress(NotFound):
+        project = projects.project_by_slug(s, request.path_params["slug"])
+        membership = accounts.membership(s, project.id, account.id)
+    # One answer for what is not there and for what is not theirs.
+    if project is None or membership is None:
         raise NotFound("There is no such page.", "The address may be mistyped, or the thing gone.")
     request.state.project = SimpleNamespace(slug=project.slug, name=project.name)
     request.state.role = membership.role
