@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 from sqlalchemy.orm import Session
 
 from app.core.vocabulary import CheckpointKind, FinishReason, Role, Verdict
@@ -74,16 +74,22 @@ def shared_database_url(server_url: str) -> Iterator[str]:
     yield from _clone(server_url)
 
 
+@pytest.fixture(scope="session")
+def shared_engine(shared_database_url: str) -> Iterator[Engine]:
+    """The engine behind `session`."""
+    engine = make_engine(shared_database_url)
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def session(shared_database_url: str) -> Iterator[Session]:
+def session(shared_engine: Engine) -> Iterator[Session]:
     """A session whose commits are savepoints: all of it is rolled back after the test."""
-    engine = make_engine(shared_database_url, pool_size=1)
-    with engine.connect() as connection:
+    with shared_engine.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False) as opened:
             yield opened
         outer.rollback()
-    engine.dispose()
 
 
 class Make:

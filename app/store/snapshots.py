@@ -40,7 +40,8 @@ _PREFERENCE = """
     ORDER BY j.id
 """
 
-_NOW = text(
+# The judgments that count right now.
+STANDING = text(
     _PREFERENCE.format(
         source="judgment j JOIN judgment_revision r ON r.judgment_id = j.id AND r.revision = j.revision",
         condition="j.project_id = :project AND NOT j.withdrawn AND c.reason IN ('random', 'uncertain')"
@@ -71,7 +72,7 @@ def freeze(s: Session, project_id: uuid.UUID, by: uuid.UUID | None = None) -> Sn
     digest = hashlib.sha256()
     kept: list[tuple[uuid.UUID, int]] = []
     sides = {Split.TRAIN: 0, Split.HELDOUT: 0}
-    for row in _rows(s, _NOW, {"project": project_id}):
+    for row in stream(s, STANDING, {"project": project_id}):
         record = _preference(row)
         digest.update(_line(record))
         kept.append((row.judgment_id, row.revision))
@@ -97,7 +98,7 @@ def write_preferences(s: Session, snapshot_id: uuid.UUID, path: Path) -> str:
     snapshot = s.get(Snapshot, snapshot_id)
     if snapshot is None:
         raise NotFound("There is no such snapshot.")
-    written = _write(path, (_preference(row) for row in _rows(s, _FROZEN, {"snapshot": snapshot_id})))
+    written = _write(path, (_preference(row) for row in stream(s, _FROZEN, {"snapshot": snapshot_id})))
     assert written == snapshot.sha256, "a frozen snapshot has changed"
     return written
 
@@ -118,13 +119,13 @@ _DEMONSTRATIONS = text(
 
 def write_prompts(s: Session, project_id: uuid.UUID, path: Path) -> str:
     """Write the project's prompts, both splits, as JSONL of PromptRecord by id; returns the SHA-256."""
-    rows = _rows(s, _PROMPTS, {"project": project_id})
+    rows = stream(s, _PROMPTS, {"project": project_id})
     return _write(path, (PromptRecord(prompt_id=str(row.id), prompt=row.messages, split=row.split) for row in rows))
 
 
 def write_demonstrations(s: Session, project_id: uuid.UUID, path: Path) -> str:
     """Write the demonstrations, both splits, as JSONL of DemonstrationRecord by id; returns the SHA-256."""
-    rows = _rows(s, _DEMONSTRATIONS, {"project": project_id})
+    rows = stream(s, _DEMONSTRATIONS, {"project": project_id})
     records = (
         DemonstrationRecord(prompt_id=str(row.id), prompt=row.messages, completion=row.text, split=row.split)
         for row in rows
@@ -132,7 +133,7 @@ def write_demonstrations(s: Session, project_id: uuid.UUID, path: Path) -> str:
     return _write(path, records)
 
 
-def _rows(s: Session, query: Any, values: dict[str, object]) -> Iterator[Row[Any]]:
+def stream(s: Session, query: Any, values: dict[str, object]) -> Iterator[Row[Any]]:
     """The rows of a query by a server-side cursor: memory stays flat however many there are."""
     s.flush()
     return iter(s.connection().execute(query, values, execution_options={"yield_per": FETCH}))
