@@ -1,0 +1,213 @@
+"""What the sampler process does behind its door: keeps two models, and answers waiting requests in batches."""
+
+import logging
+import queue
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from app.core.configs import SamplingSettings
+from app.core.errors import Invalid, NotFound, PairwrightError, Unavailable
+from app.core.folders import DamagedFolder
+from app.core.records import Message
+from app.policy.chat import decode, encode_prompt, template_hash
+from app.policy.checkpoint import Policy, load_policy, stop_ids
+from app.policy.deadline import DeadlineExceeded, deadline
+from app.policy.engine import MAX_BATCH, Generation, generate
+
+KEPT = 2
+LONGEST_QUEUE = 1024
+GATHER_S = 0.004
+"""How long the first request of a batch waits for company."""
+TEMPLATE_S = 5.0
+
+logger = logging.getLogger("pairwright.sampler")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    policy: Policy
+    template: str
+    stops: tuple[int, ...]
+
+
+class Models:
+    """The checkpoint folders under a root, the two last used of them in memory. For one thread."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._kept: OrderedDict[str, Loaded] = OrderedDict()
+
+    def names(self) -> list[str]:
+        """The folders that look like models, sorted."""
+        if not self._root.is_dir():
+            return []
+        return sorted(p.name for p in self._root.iterdir() if _NAME.fullmatch(p.name) and (p / "config.json").is_file())
+
+    def get(self, name: str) -> Loaded:
+        """The model of that name. NotFound unless it is a folder right under the root; Invalid if it cannot serve."""
+        folder = self._root / name
+        if not _NAME.fullmatch(name) or folder.resolve().parent != self._root or not folder.is_dir():
+            raise NotFound("There is no such model.")
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        while len(self._kept) >= KEPT:
+            self._kept.popitem(last=False)
+        started = time.monotonic()
+        policy = load_policy(folder)
+        self._kept[name] = Loaded(policy, template_hash(policy.tokenizer), stop_ids(*policy))
+        logger.info("loaded %s in %.1f s", name, time.monotonic() - started)
+        return self._kept[name]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer with what its provenance needs."""
+
+    text: str
+    generation: Generation
+    prompt_tokens: int
+    template: str
+
+
+@dataclass
+class Request:
+    """One request on its way; `answer` is set by the batching thread."""
+
+    model: str
+    messages: Sequence[Message]
+    sampling: SamplingSettings
+    seed: int
+    answer: "Future[Answer]" = field(default_factory=Future)
+
+
+class Batcher(threading.Thread):
+    """Takes requests from any thread and answers them, those for the same model together."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__(name="batcher", daemon=True)
+        self._models = models
+        self._arriving: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._waiting: deque[Request] = deque()
+        self._stopped = False
+
+    def submit(self, request: Request) -> "Future[Answer]":
+        """Queue a request. Unavailable when too many wait already, or when the sampler is stopping."""
+        if self._stopped or self._arriving.qsize() >= LONGEST_QUEUE:
+            raise Unavailable("The sampler is stopping." if self._stopped else "Too many requests are waiting.")
+        self._arriving.put(request)
+        return request.answer
+
+    def stop(self) -> None:
+        """Finish the batch under way, refuse the rest, end the thread."""
+        self._stopped = True
+        self._arriving.put(None)
+
+    def run(self) -> None:
+        while not self._stopped:
+            if not self._waiting and (first := self._arriving.get()) is not None:
+                self._waiting.append(first)
+                time.sleep(GATHER_S)
+            self._drain()
+            if self._waiting and not self._stopped:
+                self._answer(self._next_batch())
+        self._drain()
+        for request in self._waiting:
+            _settle(request, error=Unavailable("The sampler is stopping."))
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                request = self._arriving.get_nowait()
+            except queue.Empty:
+                return
+            if request is not None:
+                self._waiting.append(request)
+
+    def _next_batch(self) -> list[Request]:
+        """The oldest request and those behind it for the same model."""
+        model = self._waiting[0].model
+        batch: list[Request] = []
+        others: deque[Request] = deque()
+        for request in self._waiting:
+            (batch if request.model == model and len(batch) < MAX_BATCH else others).append(request)
+        self._waiting = others
+        # A client that went away has cancelled its future.
+        return [request for request in batch if request.answer.set_running_or_notify_cancel()]
+
+    def _answer(self, batch: list[Request]) -> None:
+        if not batch:
+            return
+        try:
+            loaded = self._models.get(batch[0].model)
+        except Exception as error:
+            for request in batch:
+                _settle(request, error=error)
+            return
+        encoded: list[tuple[Request, list[int]]] = []
+        for request in batch:
+            try:
+                encoded.append((request, _encode(loaded, request)))
+            except Exception as error:
+                _settle(request, error=error)
+        try:
+            answers = _sample(loaded, encoded)
+        except Exception as error:
+            logger.exception("a batch of %d failed", len(encoded))
+            for request, _ in encoded:
+                _settle(request, error=error)
+            return
+        for (request, ids), generation in zip(encoded, answers, strict=True):
+            text = decode(loaded.policy.tokenizer, generation.token_ids)
+            _settle(request, Answer(text, generation, len(ids), loaded.template))
+
+
+def _encode(loaded: Loaded, request: Request) -> list[int]:
+    try:
+        with deadline(TEMPLATE_S):
+            ids = encode_prompt(loaded.policy.tokenizer, request.messages)
+    except DeadlineExceeded:
+        raise Invalid(f"The model's chat template did not end within {TEMPLATE_S:g} s.") from None
+    context = getattr(loaded.policy.model.config, "max_position_embeddings", None)
+    if context is not None and len(ids) >= context:
+        raise Invalid(f"The conversation has {len(ids)} tokens; the model reads at most {context - 1}.")
+    return ids
+
+
+def _sample(loaded: Loaded, encoded: Sequence[tuple[Request, list[int]]]) -> list[Generation]:
+    model, tokenizer = loaded.policy
+    assert tokenizer.pad_token_id is not None
+    return generate(
+        model,
+        [ids for _, ids in encoded],
+        [request.seed for request, _ in encoded],
+        [request.sampling for request, _ in encoded],
+        loaded.stops,
+        tokenizer.pad_token_id,
+    )
+
+
+def _settle(request: Request, answer: Answer | None = None, error: BaseException | None = None) -> None:
+    if isinstance(error, DamagedFolder):
+        error = Invalid(str(error), "Restore the checkpoint from a backup.")
+    if error is not None and not isinstance(error, PairwrightError):
+        kind = "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else type(error).__name__
+        error = Unavailable(f"Sampling failed: {kind}.")
+    if request.answer.cancelled():
+        return
+    if error is not None:
+        request.answer.set_exception(error)
+    else:
+        assert answer is not None
+        request.answer.set_result(answer)
