@@ -14,7 +14,7 @@ from app.core.records import PromptRecord
 from app.core.vocabulary import Split
 from app.policy.chat import decode, encode_prompt
 from app.policy.checkpoint import load_policy, stop_ids
-from app.policy.reward_model import load_reward_model
+from app.policy.reward_model import load_reward_model, load_reward_tokenizer
 from app.training.critic import Judge, ValueFunction
 from app.training.experience import Experience, read
 from app.training.failures import RunFailure
@@ -49,7 +49,11 @@ class Learner:
         self.policy.eval().requires_grad_(True)
         self.reference = load_policy(run.folder(run.spec.reference or str(folder), "reference policy")).model
         self.reference.eval().requires_grad_(False)
-        reward_model = load_reward_model(run.folder(run.spec.reward_model, "reward model"))
+        reward_folder = run.folder(run.spec.reward_model, "reward model")
+        if load_reward_tokenizer(reward_folder).get_vocab() != self.tokenizer.get_vocab():
+            mend = "Train a reward model on this policy, or on one with the same tokenizer."
+            raise RunFailure("config", "The reward model reads other tokens than the policy writes.", mend)
+        reward_model = load_reward_model(reward_folder)
         self.value = ValueFunction(reward_model)
         self.judge = Judge(reward_model, config.score_clip)
 
