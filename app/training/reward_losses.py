@@ -11,38 +11,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.core.pairing import pairs_of
+from app.core.pairing import Tiers, pairs_of
 
 
 class Pairs(NamedTuple):
-    """Pairs of completions, by their rows in a table of scores; `tied` pairs have no better side. All of shape [P]."""
+    """Pairs of completions by their rows in a table of scores; `tied` pairs have no better side. All of shape [P]."""
 
     first: Tensor
     second: Tensor
     tied: Tensor
     weight: Tensor
+    judgment: Tensor
+    """Which judgment a pair comes from."""
 
 
-def pairs_of_judgments(tiers: Sequence[Sequence[Sequence[int]]]) -> Pairs:
+def pairs_of_judgments(tiers: Sequence[Tiers], rows: Sequence[Sequence[int]] | None = None) -> Pairs:
     """Every pair of every judgment, the better completion first, with weight 1 / C(K, 2): each judgment weighs one.
 
-    Rows count through the judgments in order, K rows each. Completions of one tier make tied pairs.
+    `rows[j]` are the rows of judgment j's K completions; without it rows count through the judgments in order.
+    Completions of one tier make tied pairs.
     """
-    first: list[int] = []
-    second: list[int] = []
-    tied: list[bool] = []
-    weight: list[float] = []
-    row = 0
-    for judgment in tiers:
-        strict = pairs_of(judgment)
-        ties = [(t[i], t[j]) for t in judgment for i in range(len(t)) for j in range(i + 1, len(t))]
-        for i, j in strict + ties:
-            first.append(row + i)
-            second.append(row + j)
-        tied += [False] * len(strict) + [True] * len(ties)
-        weight += [1.0 / max(1, len(strict) + len(ties))] * (len(strict) + len(ties))
-        row += sum(len(t) for t in judgment)
-    return Pairs(torch.tensor(first), torch.tensor(second), torch.tensor(tied, dtype=torch.bool), torch.tensor(weight))
+    pairs: list[tuple[int, int, bool, float, int]] = []
+    start = 0
+    for number, judgment in enumerate(tiers):
+        count = sum(len(tier) for tier in judgment)
+        row = rows[number] if rows is not None else range(start, start + count)
+        start += count
+        strict = [(i, j, False) for i, j in pairs_of(judgment)]
+        ties = [
+            (tier[i], tier[j], True) for tier in judgment for i in range(len(tier)) for j in range(i + 1, len(tier))
+        ]
+        weight = 1.0 / max(1, len(strict) + len(ties))
+        pairs += [(row[i], row[j], tied, weight, number) for i, j, tied in strict + ties]
+    first, second, tied, weights, judgments = zip(*pairs, strict=True) if pairs else ((), (), (), (), ())
+    return Pairs(
+        torch.tensor(first, dtype=torch.long),
+        torch.tensor(second, dtype=torch.long),
+        torch.tensor(tied, dtype=torch.bool),
+        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(judgments, dtype=torch.long),
+    )
 
 
 def preference_nll(margin: Tensor, tied: Tensor, threshold: Tensor | None) -> Tensor:

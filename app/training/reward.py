@@ -1,0 +1,25 @@
+"""A reward model from comparisons: Bradley and Terry's model, ties by Rao and Kupper, K answers as all their pairs.
+
+Small policies get a probe: every answer is read once by a frozen copy of the policy, then linear scores are fitted to
+convergence (app.training.reward_probe). Larger ones get a head, fine-tuned for an epoch (app.training.reward_head).
+"""
+
+from app.core.configs import RewardConfig
+from app.policy.checkpoint import load_policy
+from app.training import reward_head, reward_probe
+from app.training.reward_data import read_comparisons
+from app.training.run import Run
+
+SMALL = 50_000_000
+"""Parameters below which `auto` means a probe: the last token of so small a model says little."""
+
+
+def train(run: Run[RewardConfig]) -> None:
+    """Learn a reward model from the run's judgments; final/ then holds it."""
+    config = run.config
+    policy = load_policy(run.folder(run.spec.policy, "policy"))
+    data = read_comparisons(run.preferences(), run.demonstrations(), policy.tokenizer, config, run.spec.seed)
+    parameters = sum(p.numel() for p in policy.model.parameters())
+    kind = config.kind if config.kind != "auto" else "probe" if parameters < SMALL else "head"
+    loop = reward_probe.train if kind == "probe" else reward_head.train
+    loop(run, policy, data)
