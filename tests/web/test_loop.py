@@ -1,0 +1,122 @@
+"""The one next step, for each state of a project."""
+
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.core.vocabulary import RunKind, RunStatus
+from app.store.judgments import Summary
+from app.web.loop import State, next_step
+from tests.web.conftest import Cast, House
+
+
+def summary(train: int = 0, heldout: int = 3, agreement: float | None = None) -> Summary:
+    return Summary(
+        pairs=train + heldout,
+        train=train,
+        heldout=heldout,
+        ties=0,
+        both_bad=0,
+        surplus=0,
+        people=2,
+        agreement=agreement,
+        agreement_pairs=40 if agreement else 0,
+    )
+
+
+def run(kind: RunKind, status: RunStatus, **more: Any) -> Any:
+    return SimpleNamespace(id=uuid.uuid4(), kind=kind, number=7, status=status, seconds_left=None, error=None, **more)
+
+
+def model(number: int, **metrics: float) -> Any:
+    return SimpleNamespace(id=uuid.UUID(int=number), number=number, name=f"v{number}", metrics=metrics)
+
+
+V1, V2 = model(1), model(2, reward=0.8, kl=3.1)
+
+
+def state(**given: Any) -> State:
+    values: dict[str, Any] = {
+        "base": "/p/a",
+        "ready": 12,
+        "summary": summary(),
+        "runs": [],
+        "policies": [V1],
+        "reward_models": [],
+        "current": V1,
+        "may_train": True,
+    }
+    return State(**(values | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "action", "where"),
+    [
+        ({}, "Judge the first pairs", "/p/a/judge"),
+        ({"summary": summary(5)}, "Judge more pairs", "/p/a/judge"),
+        ({"summary": summary(60)}, "Judge more pairs", "/p/a/judge"),
+        ({"summary": summary(60, heldout=0)}, "Judge more pairs", "/p/a/judge"),
+        ({"summary": summary(100)}, "Train reward model, then PPO", "/p/a/train"),
+        ({"summary": summary(150), "reward_models": [model(1, pairs_train=100)]}, "Judge more pairs", "/p/a/judge"),
+        (
+            {"summary": summary(250), "reward_models": [model(1, pairs_train=100)]},
+            "Train reward model, then PPO",
+            "/p/a/train",
+        ),
+        ({"policies": [V2, V1]}, "Promote v2", f"/p/a/policies/{V2.id}/promote"),
+        ({"policies": [V2, V1], "current": V2}, "Judge the first pairs", "/p/a/judge"),
+        ({"summary": summary(100), "may_train": False}, "See the data", "/p/a/data"),
+    ],
+)
+def test_the_next_step_follows_from_the_numbers(given, action, where):
+    step = next_step(state(**given))
+    assert step.action == action
+    assert (step.href or step.post) == where
+
+
+def test_what_is_missing_is_counted():
+    assert next_step(state(summary=summary(5))).title == "15 more judgments until a first training."
+
+
+def test_agreement_stands_beside_what_people_usually_reach():
+    why = next_step(state(summary=summary(120, agreement=0.741))).why
+    assert "agreement 74.1 % (people usually reach 73 to 77 %)" in why
+
+
+def test_a_run_that_trains_comes_first_and_judging_goes_on():
+    training = run(RunKind.PPO, RunStatus.RUNNING)
+    training.seconds_left = 372.0
+    step = next_step(state(runs=[training], policies=[V2, V1]))
+    assert step.title == "PPO 7 is training."
+    assert step.why.startswith("6 min left")
+    assert step.aside_href == "/p/a/judge"
+
+
+def test_a_run_that_failed_is_named_with_its_mend():
+    failed = run(RunKind.REWARD, RunStatus.FAILED)
+    failed.error = {"kind": "memory", "message": "The trainer ran out of memory.", "mend": "Lower the batch size."}
+    step = next_step(state(runs=[failed], summary=summary(200)))
+    assert step.title == "Reward model 7 stopped."
+    assert "ran out of memory. Lower the batch size." in step.why
+
+
+def test_the_home_page_offers_one_primary_action(house: House, cast: Cast, admin):
+    page = admin.get(f"/p/{cast.project.slug}").text
+    assert page.count("primary") == 1
+    assert "Judge the first pairs" in page
+    assert admin.get(f"/p/{cast.project.slug}/loop").text.startswith('<div id="loop"')
+
+
+def test_before_there_is_a_policy_every_door_leads_to_the_preparation(house: House, cast: Cast, make_with):
+    with house.store() as s:
+        bare = make_with(s).project()
+        person = make_with(s).person(bare)
+        admin = make_with(s).person(bare, "admin")
+    for who, path in ((admin, ""), (admin, "/judge"), (person, "/judge")):
+        assert "Preparing the first policy" in house.browser(who).get(f"/p/{bare.slug}{path}").text
+    fragment = house.browser(person).get(f"/p/{bare.slug}/preparing")
+    assert fragment.text.startswith('<div id="preparing"')
+    ready = house.browser(cast.people["annotator"]).get(f"/p/{cast.project.slug}/preparing")
+    assert ready.headers["hx-refresh"] == "true"
