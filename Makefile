@@ -91,7 +91,7 @@ bench-%: .venv/test.stamp ## one benchmark: bench-rehearsal, ...
 
 screenshots: .venv/test.stamp ## take the screenshots of the README anew
 	$(eval export PAIRWRIGHT_CHROMIUM := $(shell .ci/chromium))
-	$(BIN)/python -m docs.screenshots
+	$(BIN)/python -m tests.browser.screenshots
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class Pool(threading.Thread):
 
     def run(self) -> None:
         pause = poll = self._settings.worker_poll_s
+        told = ""
         while not self._stopping.wait(pause):
             try:
                 with self._sessions.begin() as session:
@@ -62,8 +63,11 @@ class Pool(threading.Thread):
             except DBAPIError:
                 logger.warning("the database does not answer; the pool waits")
                 pause = 2.0
-            except NotServing:
+            except NotServing as error:
                 pause = 1.0
+                if str(error) != told:
+                    logger.warning("the sampler: %s; the pool waits", error)
+                told = str(error)
             except Exception:
                 # A pool that ends silently would leave annotators with nothing; it says what happened and goes on.
                 logger.exception("filling the pool failed")
@@ -88,7 +92,8 @@ def refill(sessions: sessionmaker[Session], client: SamplerClient, project_id: u
     results = client.complete(requests)
     failures = [result for result in results if isinstance(result, SamplerFailure)]
     if len(failures) == len(results):
-        raise NotServing
+        # What stands after the colon may quote a prompt.
+        raise NotServing(failures[0].reason.partition(":")[0])
     with sessions.begin() as session:
         return _store(session, plan, requests, results)
 

@@ -41,11 +41,25 @@ class Size:
     config: dict[str, Any]
 
 
+# A hundred updates at high rates are enough to write whole words that differ: something to judge, nothing to admire.
+TINY = {
+    "starter": "tiny",
+    "epochs": 10,
+    "max_steps": 100,
+    "batch_size": 16,
+    "warmup_steps": 5,
+    "curriculum_steps": 0,
+    "learning_rate": 0.01,
+    "muon_learning_rate": 0.02,
+    "eval_every": 100,
+    "eval_rows": 16,
+    "checkpoint_every": 20,
+    "threads": 1,
+}
+
 SIZES = {
     "standard": Size(demonstrations=18_000, prompts=4_000, config={}),
-    "tiny": Size(
-        demonstrations=400, prompts=300, config={"starter": "tiny", "max_steps": 40, "eval_every": 20, "eval_rows": 16}
-    ),
+    "tiny": Size(demonstrations=400, prompts=300, config=TINY),
 }
 
 
