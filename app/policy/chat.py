@@ -8,11 +8,14 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from app.core.errors import Invalid
 from app.core.records import Message
+from app.policy.deadline import DeadlineExceeded, deadline
+
+TEMPLATE_S = 5.0
+MEND = "Check the messages, or mend the chat template in the model's folder."
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -21,23 +24,33 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, up to where the assistant's answer begins. Invalid where the template refuses it."""
+    """Token ids of a conversation, up to where the assistant's answer begins.
+
+    Invalid where there is no template, or it refuses the conversation, fails, or does not end within TEMPLATE_S.
+    """
     _template(tokenizer)
     conversation: list[dict[str, Any]] = [dict(message) for message in messages]
     if not conversation:
         raise Invalid("A conversation needs at least one message.")
     try:
-        try:
-            ids: Any = tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
-            )
-        except NotImplementedError:
-            # A template without any special token: then none of the text may become one.
-            text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-            ids = plain_ids(tokenizer, str(text))
-    except TemplateError as error:
-        raise Invalid(f"The model's chat template refuses this conversation: {error}") from error
+        with deadline(TEMPLATE_S):
+            ids = _apply(tokenizer, conversation)
+    except DeadlineExceeded:
+        raise Invalid(f"The model's chat template did not end within {TEMPLATE_S:g} s.", MEND) from None
+    except Exception as error:  # whatever a stranger's template can do wrong
+        raise Invalid(f"The model's chat template refuses this conversation: {error}", MEND) from error
     return [int(i) for i in ids]
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, Any]]) -> Any:
+    try:
+        return tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+        )
+    except NotImplementedError:
+        # A template without any special token: then none of the text may become one.
+        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return plain_ids(tokenizer, str(text))
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder, write_folder
+from app.policy.chat import encode_prompt
 
 logger = logging.getLogger("pairwright.policy")
 disable_progress_bar()  # logs are read by people and by machines
@@ -90,12 +92,13 @@ def import_policy(source: str, folder: Path) -> dict[str, str]:
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = PLAIN_TEMPLATE
         logger.warning("%s has no chat template: it was given a plain one", source)
-    manifest = write_folder(folder, lambda partial: save_policy(partial, model, tokenizer))
-    check_files(folder)
-    return manifest
+    check_tokenizer(tokenizer, source)
+    return write_folder(folder, lambda partial: save_policy(partial, model, tokenizer))
 
 
 def embeddings_of(model: PreTrainedModel) -> Tensor:
@@ -131,6 +134,11 @@ def check_files(folder: Path, needs_tokenizer_json: bool = True) -> None:
             f"{name} has no weights in safetensors" + ("; pickled weights are never loaded." if pickled else "."),
             "Save the model again with safe_serialization." if pickled else "Check that the download is complete.",
         )
+    index = _json(folder / "model.safetensors.index.json", required=False).get("weight_map", {})
+    if not all(isinstance(shard, str) and (folder / shard).parent == folder for shard in index.values()) or not all(
+        shard.endswith(".safetensors") for shard in index.values()
+    ):
+        raise Invalid(f"The index of {name} names weights that are not safetensors in the same folder.")
     if not (folder / "tokenizer.json").exists() and (
         needs_tokenizer_json or not any(folder.glob(pattern) for pattern in ("tokenizer*", "vocab*", "*.model"))
     ):
@@ -138,7 +146,7 @@ def check_files(folder: Path, needs_tokenizer_json: bool = True) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Invalid unless the tokenizer can end, pad and chat."""
+    """Invalid unless the tokenizer can end, pad and chat; the template is tried out."""
     mend = "Import the model with `--policy`: what is missing is added."
     if tokenizer.eos_token_id is None:
         raise Invalid(f"The tokenizer of {name} has no end-of-sequence token.", "Set eos_token in its configuration.")
@@ -146,6 +154,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         raise Invalid(f"The tokenizer of {name} pads with its end-of-sequence token, or cannot pad.", mend)
     if not isinstance(tokenizer.chat_template, str):
         raise Invalid(f"The tokenizer of {name} has no chat template.", mend)
+    encode_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -157,12 +166,23 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise Invalid(f"The model in {folder.name} cannot be loaded: {_first_line(error)}") from error
-    return model.eval()
+    # transformers makes up what is missing.
+    if missing := sorted(info["missing_keys"]):
+        raise Invalid(
+            f"The weights in {folder.name} are incomplete: {missing[0]} is missing.", "Bring the whole model."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _download(source: str) -> Path:

@@ -19,14 +19,12 @@ from app.core.folders import DamagedFolder
 from app.core.records import Message
 from app.policy.chat import decode, encode_prompt, template_hash
 from app.policy.checkpoint import Policy, load_policy, stop_ids
-from app.policy.deadline import DeadlineExceeded, deadline
 from app.policy.engine import MAX_BATCH, Generation, generate
 
 KEPT = 2
 LONGEST_QUEUE = 1024
 GATHER_S = 0.004
 """How long the first request of a batch waits for company."""
-TEMPLATE_S = 5.0
 
 logger = logging.getLogger("pairwright.sampler")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -174,11 +172,7 @@ class Batcher(threading.Thread):
 
 
 def _encode(loaded: Loaded, request: Request) -> list[int]:
-    try:
-        with deadline(TEMPLATE_S):
-            ids = encode_prompt(loaded.policy.tokenizer, request.messages)
-    except DeadlineExceeded:
-        raise Invalid(f"The model's chat template did not end within {TEMPLATE_S:g} s.") from None
+    ids = encode_prompt(loaded.policy.tokenizer, request.messages)
     context = getattr(loaded.policy.model.config, "max_position_embeddings", None)
     if context is not None and len(ids) >= context:
         raise Invalid(f"The conversation has {len(ids)} tokens; the model reads at most {context - 1}.")

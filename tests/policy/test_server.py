@@ -15,7 +15,7 @@ from app.core.sampler import CompletionRequest, CompletionResult, SamplerClient,
 from app.core.vocabulary import FinishReason
 from app.policy.checkpoint import load_policy
 from app.policy.engine import generate
-from app.policy.server import create_app
+from app.policy.server import _listen, create_app
 from app.policy.serving import Models
 
 MESSAGES = [{"role": "user", "content": "My kettle arrived broken. Order 4821."}]
@@ -200,12 +200,10 @@ def test_only_this_user_can_open_the_socket(sampler):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_second_sampler_on_the_same_socket_says_so(sampler, root):
+def test_a_second_sampler_on_the_same_socket_says_so(sampler):
     client, path, _ = sampler
-    command = [sys.executable, "-m", "app.policy.server", "--socket", str(path), "--root", str(root)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert second.returncode == 1
-    assert "another sampler listens there" in second.stderr
+    with pytest.raises(OSError, match="another sampler listens there"):
+        _listen(path)
     assert client.healthy()
 
 
@@ -239,25 +237,15 @@ def test_it_ends_when_its_parent_ends_and_replaces_a_socket_left_behind(root, tm
         time.sleep(0.1)
 
 
-def test_a_path_too_long_for_a_socket_is_explained(root, tmp_path):
-    path = tmp_path / ("x" * 120)
-    command = [sys.executable, "-m", "app.policy.server", "--socket", str(path), "--root", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "longer than 100 bytes" in done.stderr
+def test_a_path_too_long_for_a_socket_is_explained(tmp_path):
+    with pytest.raises(OSError, match="longer than 100 bytes"):
+        _listen(tmp_path / ("x" * 120))
 
 
-def test_texts_never_reach_the_log(root, tmp_path):
-    path = tmp_path / "log.sock"
-    command = [sys.executable, "-m", "app.policy.server", "--socket", str(path), "--root", str(root), "--threads", "1"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stderr=log)
-    client = SamplerClient(f"unix:{path}")
-    wait_for(client, process)
+def test_texts_never_reach_the_log(sampler):
+    client, path, _ = sampler
     client.complete([CompletionRequest("one", [{"role": "user", "content": "canary-text"}], SHORT, 1)])
     client.complete([CompletionRequest("canary-model", MESSAGES, SHORT, 1)])
-    process.send_signal(signal.SIGTERM)
-    process.wait(20)
-    log = (tmp_path / "log").read_text()
+    log = path.with_name("log").read_text()
     assert "loaded one" in log
     assert "canary" not in log
