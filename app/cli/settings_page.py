@@ -11,6 +11,7 @@ from app.settings import Settings
 OTHERS = {
     "PAIRWRIGHT_SECRETS_DIR": "A folder of files named `pairwright_database_url` and so on, a setting each, as "
     "containers mount secrets. Environment variables win over files.",
+    "PAIRWRIGHT_PASSWORD": "The admin's password for `pairwright simulate`, so that it need not be typed.",
     "PAIRWRIGHT_TEST_DATA": "A folder of public data sets that some tests read; those are skipped without it.",
     "PAIRWRIGHT_CHROMIUM": "The Chromium that browser tests and screenshots use; otherwise the one on PATH.",
 }
