@@ -166,7 +166,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     try:
-        AutoModelForCausalLM.from_pretrained(
+        answer: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -176,13 +176,11 @@ def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise Invalid(f"The model in {folder.name} cannot be loaded: {_first_line(error)}") from error
+    model: PreTrainedModel = answer[0]
     # transformers makes up what is missing.
-    if missing := sorted(info["missing_keys"]):
-        raise Invalid(
-            f"The weights in {folder.name} are incomplete: {missing[0]} is missing.", "Bring the whole model."
-        )
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    if missing := sorted(answer[1]["missing_keys"]):
+        raise Invalid(f"The weights in {folder.name} are incomplete: {missing[0]} is missing.", "Bring all files.")
+    return model.eval()
 
 
 def _download(source: str) -> Path:
