@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 
@@ -75,6 +76,23 @@ def test_a_full_disk_pauses_the_run_and_resuming_goes_on(work, trainer):
     work.through(work.claim())
     assert work.see(run).status == RunStatus.PAUSED
     assert work.see(run).error["message"] == "The disk is full."
+    with work.sessions.begin() as s:
+        runs.resume(s, work.project.id, run.id, None)
+    work.through(work.claim())
+    assert work.see(run).status == RunStatus.FINISHED
+
+
+def test_a_disk_too_full_for_the_run_directory_pauses_the_run_as_well(work, trainer, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer("finish()")
+    run = work.queue()
+    with monkeypatch.context() as filling:
+        filling.setattr(launch, "write_directory", full)
+        work.through(work.claim())
+    assert work.see(run).status == RunStatus.PAUSED
+    assert "disk is full" in work.see(run).error["message"]
     with work.sessions.begin() as s:
         runs.resume(s, work.project.id, run.id, None)
     work.through(work.claim())

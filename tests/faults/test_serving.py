@@ -1,0 +1,143 @@
+"""What `serve` survives, what it leaves behind, and how it stops."""
+
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from app.core.folders import sha256_of
+from app.core.records import RunDir
+from app.jobs.environment import without_secrets
+from tests.installation import ROOT, Installation, until
+
+
+def finished(installation: Installation) -> bool:
+    return installation.ask("SELECT 1 FROM run WHERE status = 'finished'") != []
+
+
+def ready(installation: Installation) -> int:
+    rows = installation.ask("SELECT count(*) FROM comparison WHERE state = 'open'")
+    return int(rows[0][0])
+
+
+def gone(process: psutil.Process, within: float = 15) -> bool:
+    return until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, within)
+
+
+@pytest.fixture
+def prepared(installation: Installation) -> Installation:
+    """A running installation whose first policy is made and whose pool has filled."""
+    installation.start()
+    until(lambda: finished(installation), 150, "the starter is trained")
+    until(lambda: ready(installation) >= 1, 60, "pairs are ready")
+    return installation
+
+
+def test_a_first_start_makes_a_policy_and_pairs_and_a_ctrl_c_leaves_nothing_running(prepared: Installation):
+    assert prepared.get("/readyz") == 200
+    assert prepared.ask("SELECT name, kind FROM checkpoint") == [("v1", "policy")]
+    assert re.fullmatch(rf"{prepared.url}/setup/[\w-]{{32,}}", prepared.owner_link())
+    for made in ("secret", "postgres/password"):
+        assert stat.S_IMODE((prepared.home / made).stat().st_mode) == 0o600
+    children = psutil.Process(prepared.process.pid).children(recursive=True)
+    assert len(children) >= 3
+    assert prepared.stop(signal.SIGINT) == 0
+    assert all(gone(child) for child in children)
+    assert "Traceback" not in prepared.said()
+
+    # A later start has its first pair at once, and the policy is not trained again.
+    started = time.monotonic()
+    prepared.start()
+    until(lambda: ready(prepared) >= 1, 10)
+    print(f"pairs ready {time.monotonic() - started:.1f} s after a later start")
+    assert prepared.ask("SELECT count(*) FROM run") == [(1,)]
+
+
+def test_logs_hold_neither_texts_nor_secrets(prepared: Installation):
+    password = (prepared.home / "postgres" / "password").read_text().strip()
+    secret = (prepared.home / "secret").read_text().strip()
+    texts = [row[0] for row in prepared.ask("SELECT text FROM completion WHERE length(text) > 12 LIMIT 500")]
+    texts += [row[0] for row in prepared.ask("SELECT messages->0->>'content' FROM prompt LIMIT 500")]
+    prepared.stop()
+    said = prepared.said()
+    assert len(texts) > 300
+    assert [text for text in [*texts, password, secret] if text in said] == []
+
+
+def test_a_killed_web_process_is_back_while_connections_wait(prepared: Installation):
+    for _ in range(2):
+        [web] = prepared.processes("web")
+        web.kill()
+        # The socket is the supervisor's: nobody is refused, the answer only takes longer.
+        assert prepared.get("/livez") == 200
+    assert prepared.processes("web") != [web]
+
+
+def test_a_killed_sampler_and_a_stale_socket_do_not_stop_the_pool(prepared: Installation):
+    [sampler] = prepared.processes("app.policy.server")
+    sampler.kill()
+    gone(sampler)
+    assert (prepared.home / "sampler.sock").exists(), "its socket is left behind"
+    before = ready(prepared)
+    prepared.ask("UPDATE project SET pool_target = pool_target + 4")
+    until(lambda: ready(prepared) > before, 60, "the pool fills again")
+
+
+def test_a_killed_supervisor_takes_everything_of_ours_with_it_and_the_next_start_recovers(prepared: Installation):
+    children = [prepared.processes(word)[0] for word in ("web", "worker", "app.policy.server")]
+    prepared.process.kill()
+    prepared.process.wait()
+    assert all(gone(child) for child in children)
+    prepared.start()
+    until(lambda: ready(prepared) >= 1, 30)
+
+
+def test_a_worker_killed_while_it_trains_takes_the_trainer_along_and_the_run_is_finished_by_the_next(
+    installation, tmp_path
+):
+    installation.start()
+    [trainer] = until(lambda: installation.processes("app.training"), 60, "training begins")
+    until(lambda: installation.ask("SELECT 1 FROM run WHERE step >= 25"), 120)
+    [worker] = [p for p in installation.processes("worker") if "app.training" not in p.cmdline()]
+    worker.kill()
+    gone(trainer)
+    until(lambda: finished(installation), 150, "the next worker finishes the run")
+    assert installation.ask("SELECT attempt > 1, status FROM run") == [(True, "finished")]
+    logged = "SELECT count(*), count(DISTINCT step), max(step) FROM run_metric WHERE phase = 'train'"
+    [(rows, steps, last)] = installation.ask(logged)
+    assert rows == steps > 0
+    assert last == 100
+
+    # The same run from its directory alone, never interrupted: the same weights.
+    [(run_id,)] = installation.ask("SELECT id::text FROM run")
+    again = RunDir(tmp_path / "again")
+    shutil.copytree(installation.home / "runs" / run_id / "data", again.data)
+    shutil.copy(installation.home / "runs" / run_id / "spec.json", again.spec)
+    subprocess.run(
+        [sys.executable, "-m", "app.training", str(again.root)],
+        cwd=ROOT,
+        env=without_secrets(0),
+        check=True,
+        timeout=200,
+    )
+    made = installation.home / "checkpoints" / run_id
+    assert sha256_of(made / "model.safetensors") == sha256_of(again.final / "model.safetensors")
+
+
+def test_a_model_that_cannot_serve_is_one_clear_line_and_everything_stops(installation: Installation, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    installation.start("--policy", str(folder))
+    assert installation.process.wait(90) == 1
+    errors = [line for line in installation.said().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "has no tokenizer" in errors[0]
+    assert "Traceback" not in installation.said()
