@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.settings import Settings
+from app.store.accounts import SESSION_LASTS
 
 log = logging.getLogger("pairwright.web")
 
@@ -167,7 +168,7 @@ def set_cookie(response: Response, settings: Settings, token: str) -> None:
     response.set_cookie(
         cookie_name(settings),
         token,
-        max_age=30 * 86400,
+        max_age=int(SESSION_LASTS.total_seconds()),
         path="/",
         secure=secure(settings),
         httponly=True,

@@ -34,7 +34,7 @@ uvicorn.Server(uvicorn.Config(create_app(settings), fd=int(sys.argv[1]), log_lev
 
 def chromium_path() -> Path | None:
     """The Chromium to drive, if this machine has one."""
-    path = Path(os.environ.get("PAIRWRIGHT_CHROMIUM", "/usr/bin/chromium"))
+    path = Path(os.environ.get("PAIRWRIGHT_CHROMIUM") or "/usr/bin/chromium")
     return path if path.exists() else None
 
 
