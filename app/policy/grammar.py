@@ -40,8 +40,8 @@ MISREAD_ISSUE = 0.2
 ASKS_NEEDLESSLY = 0.05
 """Share of acknowledgements that ask for an order number the customer gave."""
 MOST_ITEM_MENTIONS = 2
-LONGEST_REPLY = 56
-"""In words; about 75 tokens of the starter's tokenizer."""
+LONGEST_REPLY = 50
+"""In words; about 70 tokens of the starter's tokenizer."""
 
 _BY_PART: dict[tuple[Part, Register], list[str]] = defaultdict(list)
 _BY_STEP: dict[tuple[Step, Register], list[str]] = defaultdict(list)
@@ -141,17 +141,17 @@ class _Pen:
 
 
 def _good(pen: _Pen) -> None:
-    if pen.chance(0.6):
+    if pen.chance(0.4):
         pen.say(Part.GREET)
-    if pen.chance(0.7):
+    if pen.chance(0.6):
         pen.say(Part.SORRY if pen.chance(0.6) else Part.THANKS)
     pen.acknowledge(cite=0.8)
     pen.step()
-    if pen.chance(0.5):
-        pen.say(Part.WHEN)
     if pen.chance(0.4):
+        pen.say(Part.WHEN)
+    if pen.chance(0.3):
         pen.say(Part.CLOSE)
-    if pen.chance(0.5):
+    if pen.chance(0.3):
         pen.say(Part.SIGN)
 
 
@@ -159,59 +159,55 @@ def _curt(pen: _Pen) -> None:
     if pen.chance(0.85):
         pen.acknowledge(0.75, Register.CURT)
     pen.step(Register.CURT)
-    if pen.chance(0.6):
+    if pen.chance(0.5):
         pen.say(Part.WHEN, Register.CURT)
-    if pen.chance(0.4):
+    if pen.chance(0.3):
         pen.say(Part.SIGN, Register.CURT)
 
 
 def _vague(pen: _Pen) -> None:
-    if pen.chance(0.7):
+    if pen.chance(0.4):
         pen.say(Part.GREET)
     if pen.chance(0.6):
         pen.say(Part.THANKS if pen.chance(0.6) else Part.SORRY)
     for cite in sorted((False, pen.order is not None and pen.chance(0.4))):
         pen.say(Part.DODGE, Register.VAGUE, cite)
-    if pen.chance(0.4):
-        pen.say(Part.DODGE, Register.VAGUE)
-    if pen.chance(0.6):
-        pen.say(Part.WHEN, Register.VAGUE)
     if pen.chance(0.5):
+        pen.say(Part.WHEN, Register.VAGUE)
+    if pen.chance(0.4):
         pen.say(Part.CLOSE)
-    if pen.chance(0.6):
+    if pen.chance(0.4):
         pen.say(Part.SIGN)
 
 
 def _rambling(pen: _Pen) -> None:
-    if pen.chance(0.7):
+    if pen.chance(0.4):
         pen.say(Part.GREET)
     if pen.chance(0.3):
         pen.say(Part.SORRY)
     pen.say(Part.ASIDE)
     pen.acknowledge(0.6)
-    if pen.chance(0.6):
+    if pen.chance(0.5):
         pen.say(Part.ASIDE)
     pen.step()
     if pen.chance(0.5):
         pen.say(Part.ASIDE)
     if pen.chance(0.3):
-        pen.say(Part.WHEN)
-    if pen.chance(0.5):
         pen.say(Part.SIGN)
 
 
 def _sloppy(pen: _Pen) -> None:
-    if pen.chance(0.5):
+    if pen.chance(0.4):
         pen.say(Part.GREET, Register.SLOPPY)
-    if pen.chance(0.5):
+    if pen.chance(0.4):
         pen.say(Part.SORRY, Register.SLOPPY)
     pen.acknowledge(0.75, Register.SLOPPY)
     pen.step(Register.SLOPPY)
-    if pen.chance(0.6):
+    if pen.chance(0.5):
         pen.say(Part.WHEN, Register.SLOPPY)
-    if pen.chance(0.5):
+    if pen.chance(0.4):
         pen.say(Part.CLOSE, Register.SLOPPY)
-    if pen.chance(0.5):
+    if pen.chance(0.3):
         pen.say(Part.SIGN, Register.SLOPPY)
 
 
@@ -220,13 +216,13 @@ def _rude(pen: _Pen) -> None:
     pen.say(Part.JAB, Register.RUDE, cites)
     if pen.chance(0.6):
         pen.acknowledge(0.0 if cites else 0.5)
-    if pen.chance(0.7):
-        pen.say(Part.JAB, Register.RUDE)
-    if pen.chance(0.6):
-        pen.step()
     if pen.chance(0.5):
         pen.say(Part.JAB, Register.RUDE)
     if pen.chance(0.6):
+        pen.step()
+    if pen.chance(0.4):
+        pen.say(Part.JAB, Register.RUDE)
+    if pen.chance(0.5):
         pen.say(Part.CLOSE, Register.RUDE)
 
 
