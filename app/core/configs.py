@@ -149,7 +149,7 @@ class PPOConfig(TrainConfig):
     batch_size: int = Field(64, ge=2, description="Episodes (prompt and answer) in each iteration.")
     epochs: int = Field(2, ge=1, description="Passes over each batch.")
     minibatches: int = Field(2, ge=1, description="Updates in each pass; the batch is divided evenly among them.")
-    micro_batch_size: int = Field(16, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
+    micro_batch_size: int = Field(8, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
 
     learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the policy.")
     value_learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the value function.")
