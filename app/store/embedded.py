@@ -78,7 +78,7 @@ def start(home: Path, *, durable: bool = True) -> str:
     with _locked(root / "start.lock"):
         place = _place(root)
         if not _answers(place):
-            _initialise(place)
+            _initialise(place, durable)
             _clear_stale(place)
             if not _answers(place):
                 _launch(place, durable)
@@ -285,7 +285,7 @@ def _url(place: Place) -> str:
     return f"postgresql+psycopg://{NAME}:{password}@/{NAME}?host={quote(str(place.socket))}"
 
 
-def _initialise(place: Place) -> None:
+def _initialise(place: Place, durable: bool) -> None:
     """Make the cluster in a folder that gets its name only when whole: a killed start leaves no half of one."""
     if (place.data / "PG_VERSION").exists():
         return
@@ -296,35 +296,43 @@ def _initialise(place: Place) -> None:
             file.write(secrets.token_urlsafe(32))
     part = place.data.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    # The password comes through a pipe: an unprivileged uid may not read our file.
-    reading, writing = os.pipe()
-    os.write(writing, password.read_bytes() + b"\n")
-    os.close(writing)
-    result = subprocess.run(  # noqa: S603 - our own binaries
-        place.command(
-            "initdb",
-            f"--pgdata={part}",
-            "--username=postgres",
-            f"--pwfile=/dev/fd/{reading}",
-            "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-instructions",
-        ),
-        pass_fds=[reading],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=_environment(),
-        user=place.uid,
-        group=place.uid,
-        extra_groups=None if place.uid is None else [],
+    # Another uid cannot read our file, so it gets one of its own for the moment.
+    password_file = password if place.uid is None else place.data.parent / "password"
+    if place.uid is not None:
+        shutil.copy(password, password_file)
+        _give(password_file, place.uid)
+    result = _run(
+        place,
+        "initdb",
+        f"--pgdata={part}",
+        "--username=postgres",
+        f"--pwfile={password_file}",
+        "--auth=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-instructions",
+        *([] if durable else ["--no-sync"]),
     )
-    os.close(reading)
+    if place.uid is not None:
+        password_file.unlink()
     if result.returncode != 0:
         shutil.rmtree(part, ignore_errors=True)
         raise Unavailable("The embedded database could not be created.", result.stderr.strip()[-500:])
     part.rename(place.data)
+
+
+def _run(place: Place, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(  # noqa: S603 - our own binaries
+        place.command(program, *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(),
+        cwd="/",
+        user=place.uid,
+        group=place.uid,
+        extra_groups=None if place.uid is None else [],
+    )
 
 
 def _environment() -> dict[str, str]:

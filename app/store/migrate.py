@@ -1,5 +1,6 @@
 """Bringing a database to the schema that this code knows."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,9 @@ from app.core.errors import Conflict, Unavailable
 from app.store.db import make_engine
 
 State = Literal["current", "behind", "ahead", "empty"]
+
+# Alembic keeps its context in module globals: threads take turns here, processes at the advisory lock.
+_one_at_a_time = threading.Lock()
 
 SCRIPTS = Path(__file__).parents[2] / "migrations"
 
@@ -75,7 +79,7 @@ def _config(connection: Connection) -> Config:
 def _at(url: str, work: Callable[[Connection], None]) -> None:
     engine = make_engine(url)
     try:
-        with engine.connect() as connection:
+        with _one_at_a_time, engine.connect() as connection:
             work(connection)
             connection.commit()
     except OperationalError as error:
