@@ -13,7 +13,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX_URL ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off --quiet
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -qq
 PYTEST := $(BIN)/python -m pytest
 
 export PYTHONDONTWRITEBYTECODE ?= 1

@@ -96,7 +96,7 @@ def test_from_the_console_link_to_pairs_of_a_promoted_policy(started: Installati
     # What was already on the table is judged for the policy that wrote it; then come the new one's.
     page.goto(f"{started.url}/p/support/judge")
     source = page.locator("[data-task]:visible .source")
-    for _ in range(3):
+    for _ in range(6):
         expect(page.locator("[data-task]:visible")).to_have_count(1, timeout=2 * MINUTE)
         if "v2" in source.inner_text():
             break
