@@ -18,6 +18,8 @@ PYTEST := $(BIN)/python -m pytest
 
 export PYTHONDONTWRITEBYTECODE ?= 1
 export TOKENIZERS_PARALLELISM := false
+# Threads that wait for each other sleep instead of spinning: several processes share the cores.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help run test test-slow lint suites bench screenshots lock settings clean
 
@@ -67,7 +69,7 @@ suites: .venv/test.stamp
 	@mkdir -p build && rm -f build/junit-*.xml
 	$(eval export PAIRWRIGHT_CHROMIUM := $(shell .ci/chromium))
 	@test -n "$$PAIRWRIGHT_CHROMIUM"
-	$(PYTEST) -q -n 2 -m "not slow" --ignore tests/browser --ignore tests/faults --junitxml build/junit-parallel.xml
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n 2 -m "not slow" --ignore tests/browser --ignore tests/faults --junitxml build/junit-parallel.xml
 	$(PYTEST) -q -m "not slow" --junitxml build/junit-serial.xml tests/faults tests/browser
 
 test-slow: .venv/test.stamp ## the long proofs: kill campaigns, training on real data

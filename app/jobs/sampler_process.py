@@ -11,6 +11,8 @@ from app.jobs import leash
 from app.jobs.environment import without_secrets
 from app.settings import Settings
 
+# Below the web, above training: pages first, then the pool, then runs.
+NICE = 5
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
 
@@ -65,6 +67,7 @@ class SamplerProcess:
             ],
             env=without_secrets(self._settings.sampler_threads),
             death_signal=signal.SIGKILL,
+            nice=NICE,
         )
         self._started = now
 
