@@ -252,6 +252,9 @@ other?.addEventListener("message", ({ data }) => {
   if (tasks().length < 2) poll(300);
 });
 
+// The text scrolls, not the page: with the focus here, space and page keys scroll it.
+if (document.activeElement === document.body) desk.focus({ preventScroll: true });
+
 // What waited while this browser was closed leaves the page, then goes to the server.
 for (const item of queue.items()) tasks().find((one) => one.dataset.comparison === item.body.comparison_id)?.remove();
 show(tasks()[0]);

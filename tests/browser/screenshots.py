@@ -1,11 +1,11 @@
-"""`make screenshots`: every page in light and dark, phone, laptop and wide, into docs/screenshots.
+"""`make screenshots` takes the README's pictures anew, into docs/screenshots.
 
-`python -m tests.browser.screenshots [FOLDER]`
+`python -m tests.browser.screenshots FOLDER` takes every page, light and dark, phone, laptop and wide, to be looked at.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -20,9 +20,19 @@ from tests.browser import server, stage
 FOLDER = server.ROOT / "docs" / "screenshots"
 SIZES = {"phone": (390, 844), "laptop": (1366, 850), "wide": (1920, 1080)}
 SCHEMES = ("light", "dark")
+README = {
+    "judge-laptop-light",
+    "judge-laptop-dark",
+    "judge-phone-light",
+    "home-laptop-light",
+    "home-laptop-dark",
+    "run-live-laptop-light",
+    "preparing-laptop-light",
+    "data-laptop-light",
+}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, wanted: Collection[str] | None) -> None:
     """Furnish a database, go through the product as it fills, and keep what is seen."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:
@@ -35,7 +45,7 @@ def main(folder: Path) -> None:
             with server.serve(url, place) as address, sync_playwright() as playwright:
                 browser = server.launch(playwright)
                 with sessions() as s:
-                    tour(s, Camera(browser, address, folder))
+                    tour(s, Camera(browser, address, folder, wanted))
                 browser.close()
         finally:
             engine.dispose()
@@ -45,8 +55,8 @@ def main(folder: Path) -> None:
 class Camera:
     """Takes a page as one person, in every size and scheme."""
 
-    def __init__(self, browser: Browser, address: str, folder: Path) -> None:
-        self.browser, self.address, self.folder = browser, address, folder
+    def __init__(self, browser: Browser, address: str, folder: Path, wanted: Collection[str] | None) -> None:
+        self.browser, self.address, self.folder, self.wanted = browser, address, folder, wanted
 
     def take(
         self,
@@ -60,6 +70,8 @@ class Camera:
         for size in sizes:
             width, height = SIZES[size]
             for scheme in SCHEMES:
+                if self.wanted is not None and f"{name}-{size}-{scheme}" not in self.wanted:
+                    continue
                 context = self.browser.new_context(
                     viewport={"width": width, "height": height},
                     color_scheme=scheme,  # type: ignore[arg-type]
@@ -86,6 +98,9 @@ def tour(s: Session, camera: Camera) -> None:
     camera.take("setup", f"/setup/{link}", sizes=("laptop",))
     camera.take("sign-in", "/sign-in", sizes=("phone", "laptop"))
     set_ = stage.furnish(s, pairs=14)
+    invitation = accounts.invite(s, set_.project.id, stage.Role.ANNOTATOR, set_.owner.id)
+    s.commit()
+    camera.take("join", f"/join/{invitation}", sizes=("laptop",))
     owner = signed_in(s, set_.owner)
     base = f"/p/{set_.project.slug}"
     camera.take("home-first", base, owner, sizes=("laptop",))
@@ -110,8 +125,18 @@ def tour(s: Session, camera: Camera) -> None:
     camera.take("run-reward", f"{base}/runs/{reward.id}", owner, sizes=("laptop",))
     for name in ("runs", "policies", "data", "people"):
         camera.take(name, f"{base}/{name}", owner, sizes=("phone", "laptop"))
+    make_link = "button:has-text('Make the link')"
+    camera.take("invited", f"{base}/people", owner, sizes=("laptop",), before=lambda page: press(page, make_link))
     camera.take("start-ppo", f"{base}/runs/start/ppo", owner, sizes=("laptop",))
+    fresh = stage.unprepared(s, set_)
+    camera.take("preparing", f"/p/{fresh.slug}", signed_in(s, set_.owner), sizes=("phone", "laptop"))
     camera.take("not-found", f"{base}/nothing", owner, sizes=("laptop",))
+
+
+def press(page: Page, button: str) -> None:
+    """Press a button and wait for what it brings."""
+    page.click(button)
+    page.wait_for_timeout(400)
 
 
 def signed_in(s: Session, account: Account) -> str:
@@ -122,4 +147,7 @@ def signed_in(s: Session, account: Account) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]), None)
+    else:
+        main(FOLDER, README)

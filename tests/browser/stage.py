@@ -231,3 +231,19 @@ def ppo_row(i: int) -> dict[str, object]:
         "loss/value_avg": 0.4 * math.exp(-i / 7) + 0.05,
         "value/explained_variance": 0.7 * (1 - math.exp(-i / 6)) - 0.1,
     }
+
+
+def unprepared(s: Session, stage: Stage) -> Project:
+    """A project whose starter policy is in training."""
+    project = projects.create_project(s, "first-steps", "First steps", by=stage.owner.id)
+    rows: list[tuple[list[Message], str]] = [([{"role": "user", "content": p}], good) for p, good, _ in letters(30)]
+    prompts.add_demonstrations(s, project, rows, "stage")
+    run = runs.enqueue(s, project.id, RunKind.SFT, None)
+    taken = runs.claim_run(s, "stage")
+    assert taken is not None
+    curve = [
+        {"step": i, "phase": "train", "time": 0.0, "loss": 0.7 + 6.2 * math.exp(-i / 60)} for i in range(5, 325, 5)
+    ]
+    runs.append_metrics(s, run.id, taken.attempt, curve)
+    runs.heartbeat(s, run.id, taken.attempt, Progress(step=320, total=560, phase="train", seconds_left=52, time=0))
+    return project

@@ -280,6 +280,19 @@ def test_both_answers_have_the_same_width_ink_and_paper_at_every_size(desk: Desk
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 21, 19)"
 
 
+def test_a_long_answer_is_whole_and_scrolls_by_the_usual_keys(desk_of):
+    desk = desk_of(0)
+    with desk.sessions() as s:
+        stage.fill(s, desk.project, desk.policy, 0, [("A long story, please.", "Once upon a time. " * 400, "No.")])
+        s.commit()
+    page = desk.open(viewport={"width": 1366, "height": 700})
+    longest = page.evaluate("Math.max(...[...document.querySelectorAll('[data-answer]')].map(n => n.clientHeight))")
+    assert page.evaluate("document.querySelector('.spread').clientHeight") > longest > 1500
+    assert page.evaluate("document.getElementById('verdicts').getBoundingClientRect().bottom") <= 700
+    page.keyboard.press("PageDown")
+    page.wait_for_function("document.getElementById('main').scrollTop > 200")
+
+
 def test_the_first_load_is_small_and_needs_no_script_to_be_read(desk: Desk):
     context = desk.watch.context(desk.token())
     page = desk.watch.page(context)
