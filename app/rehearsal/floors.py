@@ -44,9 +44,9 @@ class BagOfWords:
 
 
 def accuracy(margin: Sequence[float], label: Sequence[float]) -> float:
-    """How often the sign of a margin agrees with its label: 1 the first is better, 0 the second; a margin of 0 is half right.
+    """How often the sign of a margin agrees with its label: 1 where the first is better, 0 where the second is.
 
-    Pairs whose label is one half, as good as each other, are left out.
+    A margin of 0 is half right. Pairs whose label is one half, as good as each other, are left out.
     """
     marks = [0.5 if m == 0 else float((m > 0) == (y > 0.5)) for m, y in zip(margin, label, strict=True) if y != 0.5]
     return sum(marks) / max(1, len(marks))

@@ -46,9 +46,10 @@ def heldout_prompts(path: Path, count: int, seed: int) -> list[str]:
 
 
 def answers(policy: Policy, prompts: Sequence[str], sampling: SamplingSettings, seed: int) -> Answers:
-    """One answer a prompt."""
+    """One answer a prompt; the seed decides all of them."""
     encoded = [encode_prompt(policy.tokenizer, [{"role": "user", "content": text}]) for text in prompts]
-    seeds = [(seed << 32) + i for i in range(len(encoded))]
+    draw = random.Random(seed)  # noqa: S311
+    seeds = [draw.getrandbits(63) for _ in encoded]
     pad = int(policy.tokenizer.pad_token_id)
     drawn = generate(policy.model, encoded, seeds, sampling, stop_ids(policy.model, policy.tokenizer), pad)
     texts = [decode(policy.tokenizer, one.token_ids) for one in drawn]
@@ -101,7 +102,7 @@ def _bag_of_words(preferences: Path) -> BagOfWords:
 
 
 def measure_policies(prompts: Sequence[str], before: Answers, after: Answers, reference: list[float]) -> dict[str, Any]:
-    """PPO against SFT. `reference`: log-probabilities of PPO's answers under SFT; kl is their distance, in nats an answer."""
+    """PPO against SFT. `reference` are the log-probabilities of PPO's answers under SFT; kl is in nats an answer."""
     wins = sum(taste.noiseless(*each) for each in zip(prompts, after.texts, before.texts, strict=True))
     n = len(prompts)
     low, high = wilson(wins, n)
