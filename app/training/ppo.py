@@ -33,15 +33,15 @@ def train(run: Run[PPOConfig]) -> None:
     if state:
         learner.load_state_dict(state.tree)
     else:
+        run.progress(0, total, "evaluating")
         learner.before = learner.evaluate()
         run.log(0, "evaluate", **{f"eval/{name}": value for name, value in learner.before.items()})
         learner.log_samples(run, 0)
-    iteration = state.step if state else 0
-    run.progress(iteration, total, "sampling")
+    done = state.step if state else 0
+    run.progress(done, total, "sampling")
 
     over_budget = False
-    while iteration < total and not over_budget:
-        iteration += 1
+    for iteration in range(done + 1, total + 1):
         clock = Clock()
         generator = torch.Generator().manual_seed(derived_seed(run.spec.seed, "cut", iteration))
 
@@ -195,6 +195,7 @@ def value_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, con
 def finish(run: Run[PPOConfig], learner: Learner, iteration: int, over_budget: bool) -> None:
     """Measure the policy on the fixed prompts, go back to the last one within the KL budget if need be, and save."""
     config = run.config
+    run.progress(iteration, config.iterations, "evaluating")
     after = learner.evaluate()
     if config.kl_budget is not None and (over_budget or after["kl"] > config.kl_budget):
         over_budget = True
