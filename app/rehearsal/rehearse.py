@@ -105,7 +105,7 @@ def summary(figures: dict[str, Any]) -> str:
     """The figures in a few lines, the floors beside the reward model."""
     model, contest = figures["reward_model"], figures["ppo_vs_sft"]
     taste, grammar = figures["taste"], figures["grammatical"]
-    return f"""Reward model {model["accuracy_noiseless"]:.3f} on noiseless labels, {model["accuracy_noisy"]:.3f} on noisy
+    return f"""Reward model {model["accuracy_noiseless"]:.3f} on noiseless labels ({model["accuracy_noisy"]:.3f} noisy)
 Floors: bag of words {model["bag_of_words"]:.3f}, longer wins {model["longer_wins"]:.3f}
 PPO wins {contest["win_rate"]:.3f} [{contest["low"]:.3f}, {contest["high"]:.3f}] of {contest["n"]} against SFT
 KL {figures["kl"]:.2f} nats; taste {taste["before"]:.2f} -> {taste["after"]:.2f}
