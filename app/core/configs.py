@@ -151,14 +151,14 @@ class PPOConfig(TrainConfig):
     minibatches: int = Field(2, ge=1, description="Updates in each pass; the batch is divided evenly among them.")
     micro_batch_size: int = Field(8, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
 
-    learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the policy.")
+    learning_rate: float = Field(2e-4, ge=0, description="Peak learning rate of the policy.")
     value_learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the value function.")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="AdamW throughout, or Muon on the hidden matrices and AdamW on the rest."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="How the learning rates fall.")
     schedule_floor: float = Field(0.1, ge=0, le=1, description="Share of the peak learning rate at the end.")
-    warmup_iterations: int = Field(0, ge=0, description="Iterations over which the learning rates rise.")
+    warmup_iterations: int = Field(3, ge=0, description="Iterations over which the learning rates rise.")
     value_warmup: int = Field(1, ge=0, description="First iterations in which only the value function learns.")
 
     temperature: float = Field(1.0, gt=0, le=5, description="Of rollouts; logits are divided by it wherever read.")
