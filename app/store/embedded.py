@@ -9,7 +9,7 @@
 
 Postgres refuses to run as root. Root therefore starts it in a user namespace of its own, where the process is uid 1000
 and still owns root's files: no new account, no wider permission. Where user namespaces are closed, the server and a
-copy of its binaries live in a folder under /var/lib that belongs to an otherwise unused uid.
+copy of its binaries live in a folder under /var/lib that is open to the user `nobody` alone.
 
 Whether the server lives is decided by asking it, never by a pid.
 """
@@ -187,35 +187,34 @@ def _namespaces_open() -> bool:
 
 
 def _place_elsewhere(root: Path) -> Place:
-    """A folder of its own for an unused uid: root's stay closed to it, so everything it needs is copied there."""
+    """A folder of its own for `nobody`: root's stay closed to it, so everything it needs is copied there."""
+    try:
+        uid = pwd.getpwnam("nobody").pw_uid  # initdb insists on a uid that has a name
+    except KeyError:
+        raise Unavailable(
+            "Postgres refuses to run as root, and this system has neither user namespaces nor a user 'nobody'.",
+            "Start Pairwright as another user, or point PAIRWRIGHT_DATABASE_URL at a Postgres of your own.",
+        ) from None
     note = root / "elsewhere"
     if not note.exists():
-        digest = hashlib.sha256(os.fsencode(root)).hexdigest()
-        base = Path("/var/lib") / f"pairwright-{digest[:12]}"
-        note.write_text(f"{_unused_uid(int(digest[:6], 16))} {base}")
-    uid_text, _, base_text = note.read_text().partition(" ")
-    uid, base = int(uid_text), Path(base_text)
+        note.write_text(f"/var/lib/pairwright-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}")
+    base = Path(note.read_text())
     base.mkdir(mode=0o700, exist_ok=True)
-    source = _binaries(base / "data").parent
-    copy = base / source.name
+    install = _binaries(base / "data").parent
+    package = install.parent
+    copy = base / install.name
     if not copy.exists():
-        part = base / f"{source.name}.part"
+        # The programs look for their libraries beside the package, so the copy keeps the wheel's layout.
+        part = base / f"{install.name}.part"
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part, symlinks=True)
+        libraries = f"{package.name}.libs"
+        shutil.copytree(install, part / package.name / install.name, symlinks=True)
+        if (package.parent / libraries).exists():
+            shutil.copytree(package.parent / libraries, part / libraries, symlinks=True)
         _give(part, uid)
         part.rename(copy)
     os.chown(base, uid, uid)
-    return Place(root, base / "data", copy / "bin", base, uid=uid)
-
-
-def _unused_uid(start: int) -> int:
-    for offset in range(1000):
-        uid = 64000 + (start + offset) % 1000
-        try:
-            pwd.getpwuid(uid)
-        except KeyError:
-            return uid
-    raise Unavailable("No unused user id was found for the embedded database.", "Use a Postgres of your own.")
+    return Place(root, base / "data", copy / package.name / install.name / "bin", base, uid=uid)
 
 
 def _give(folder: Path, uid: int) -> None:
