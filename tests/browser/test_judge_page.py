@@ -290,7 +290,7 @@ def test_a_long_answer_is_whole_and_scrolls_by_the_usual_keys(desk_of):
     assert page.evaluate("document.querySelector('.spread').clientHeight") > longest > 1500
     assert page.evaluate("document.getElementById('verdicts').getBoundingClientRect().bottom") <= 700
     page.keyboard.press("PageDown")
-    page.wait_for_function("document.getElementById('main').scrollTop > 200")
+    page.wait_for_function("() => document.getElementById('main').scrollTop > 200")
 
 
 def test_the_first_load_is_small_and_needs_no_script_to_be_read(desk: Desk):

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import server
 from tests.installation import Installation, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -29,17 +28,15 @@ def started(tmp_path: Path) -> Iterator[Installation]:
 
 
 @pytest.fixture
-def page(started: Installation) -> Iterator[Page]:
+def page(started: Installation, chromium: Browser) -> Iterator[Page]:
     """A page in a real Chromium in which nothing may go wrong unseen."""
     problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = server.launch(playwright)
-        page = browser.new_page(viewport={"width": 1366, "height": 850})
-        page.set_default_timeout(MINUTE)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        yield page
-        browser.close()
+    page = chromium.new_page(viewport={"width": 1366, "height": 850})
+    page.set_default_timeout(MINUTE)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    yield page
+    page.close()
     assert problems == []
 
 
