@@ -57,6 +57,7 @@ class Run(Generic[C]):
         self.spec = spec
         self.config = config
         self._stop = False
+        self._restored = False
         self._pace: deque[tuple[int, float]] = deque(maxlen=20)
         self._terminal = Terminal()
 
@@ -118,14 +119,18 @@ class Run(Generic[C]):
         _append(self.dir.samples, row if reward is None else {**row, "reward": reward})
 
     def progress(self, step: int, total: int, phase: str) -> None:
-        """The heartbeat: replaced atomically, with the time left from the pace of the last steps of this process."""
+        """The heartbeat: replaced atomically, with the time left from the pace of the last steps of this process.
+
+        The file appears after `restore` only: who sees it may read along, for the logs are not cut back any more.
+        """
         now = time.time()
         if not self._pace or step > self._pace[-1][0]:
             self._pace.append((step, now))
         (first, since), (last, until) = self._pace[0], self._pace[-1]
         left = (until - since) / (last - first) * (total - step) if last > first else None
         beat = Progress(step=step, total=total, phase=phase, seconds_left=left, time=now)
-        write_file(self.dir.progress, beat.model_dump_json(), durable=False)
+        if self._restored:
+            write_file(self.dir.progress, beat.model_dump_json(), durable=False)
         self._terminal.show(step, total, phase, left)
 
     def require_finite(self, step: int, **values: float) -> None:
@@ -177,6 +182,7 @@ class Run(Generic[C]):
             self.log(max(step, 0), "restore", **{"checkpoint/damaged": len(restored.damaged)})
         if restored.state:
             logger.info("resumed from step %d", step)
+        self._restored = True
         return restored.state
 
     # ---- ending ------------------------------------------------------------------------------------------------

@@ -86,6 +86,12 @@ def test_metrics_progress_and_samples_are_written_as_others_read_them(make_run: 
     run.log(1, "train", **{"loss": torch.tensor(0.5), "objective/kl": float("nan")})
     run.sample(1, "p", "Dear <b>Ann</b>", reward=0.25)
     run.progress(1, 4, "train")
+    assert not run.dir.progress.exists()  # the logs may still be cut back
+    run = Run.open(run.dir.root)
+    assert run.restore() is None
+    run.log(1, "train", **{"loss": torch.tensor(0.5), "objective/kl": float("nan")})
+    run.sample(1, "p", "Dear <b>Ann</b>", reward=0.25)
+    run.progress(1, 4, "train")
     [row] = rows_of(run.dir.metrics)
     assert {k: row[k] for k in ("step", "phase", "loss", "objective/kl")} == {
         "step": 1,
@@ -100,6 +106,7 @@ def test_metrics_progress_and_samples_are_written_as_others_read_them(make_run: 
 
 def test_the_time_left_comes_from_the_pace_of_the_steps(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(make_run())
+    run.restore()
     clock = iter([100.0, 102.0, 104.0])
     monkeypatch.setattr("app.training.run.time.time", lambda: next(clock))
     for step in (10, 11, 12):
