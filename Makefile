@@ -43,12 +43,12 @@ run: .venv/run.stamp ## install what is missing, then serve on http://127.0.0.1:
 	@touch $@
 
 .venv/torch.stamp: .venv/python.stamp
-	@echo "Downloading torch into .venv: about 190 MB as the CPU build, about 3 GB with CUDA (see TORCH_INDEX_URL in make help)."
+	@echo "Downloading torch into .venv: about 200 MB as the CPU build, about 3 GB with CUDA (see TORCH_INDEX_URL in make help)."
 	@$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
 	@touch $@
 
 .venv/run.stamp: .ci/locks/run.lock pyproject.toml .venv/torch.stamp
-	@echo "Downloading the other packages into .venv: about 140 MB, each checked against its hash."
+	@echo "Downloading the other packages into .venv: about 130 MB, each checked against its hash."
 	@$(PIP) --no-deps --require-hashes --requirement .ci/locks/run.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -79,7 +79,7 @@ test-slow: .venv/test.stamp ## the long proofs: kill campaigns, training on real
 	$(PYTEST) -q -m slow --timeout 1800 --junitxml build/junit-slow.xml || test $$? -eq 5
 
 .venv/test.stamp: .ci/locks/test.lock .venv/run.stamp
-	@echo "Downloading the test tools into .venv: about 80 MB, each checked against its hash."
+	@echo "Downloading the test tools into .venv: about 90 MB, each checked against its hash."
 	@$(PIP) --no-deps --require-hashes --requirement .ci/locks/test.lock
 	@touch $@
 
