@@ -49,6 +49,8 @@ class Installation:
         given = {"HOME": str(home), "PORT": str(self.port), "STARTER": "tiny", "POOL_TARGET": "8"} | settings
         self.environment = inherited | {f"PAIRWRIGHT_{name}": value for name, value in given.items()}
         self.process: subprocess.Popen[bytes] | None = None
+        self.children: list[psutil.Process] = []
+        self.code: int | None = None
         self.log = home.parent / f"{home.name}.log"
 
     @property

@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -30,32 +30,42 @@ def gone(process: psutil.Process, within: float = 15) -> bool:
     return until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, within)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Iterator[Installation]:
+    """An installation after its first start: the policy is made, the pool has filled; stopped by Ctrl-C."""
+    made = Installation(tmp_path_factory.mktemp("first") / "home").start()
+    until(lambda: finished(made), 150, "the starter is trained")
+    until(lambda: ready(made) >= 1, 60, "pairs are ready")
+    made.children = psutil.Process(made.process.pid).children(recursive=True)
+    made.code = made.stop(signal.SIGINT)
+    yield made
+    made.end()
+
+
 @pytest.fixture
-def prepared(installation: Installation) -> Installation:
-    """A running installation whose first policy is made and whose pool has filled."""
-    installation.start()
-    until(lambda: finished(installation), 150, "the starter is trained")
-    until(lambda: ready(installation) >= 1, 60, "pairs are ready")
-    return installation
+def prepared(first: Installation, tmp_path) -> Iterator[Installation]:
+    """A copy of it, running."""
+    home = tmp_path / "home"
+    shutil.copytree(first.home, home, ignore=shutil.ignore_patterns("*.sock", ".s.PGSQL*", "socket*", "*.lock"))
+    made = Installation(home).start()
+    yield made
+    made.end()
 
 
-def test_a_first_start_makes_a_policy_and_pairs_and_a_ctrl_c_leaves_nothing_running(prepared: Installation):
+def test_a_ctrl_c_leaves_nothing_running_and_secrets_are_for_their_owner(first: Installation):
+    assert first.code == 0
+    assert len(first.children) >= 3
+    assert all(gone(child) for child in first.children)
+    assert "Traceback" not in first.said()
+    for made in ("secret", "postgres/password"):
+        assert stat.S_IMODE((first.home / made).stat().st_mode) == 0o600
+    assert re.fullmatch(rf"{first.url}/setup/[\w-]{{32,}}", first.owner_link())
+
+
+def test_a_later_start_has_its_pairs_at_once_and_trains_nothing_again(prepared: Installation):
+    until(lambda: ready(prepared) >= 1, 10)
     assert prepared.get("/readyz") == 200
     assert prepared.ask("SELECT name, kind FROM checkpoint") == [("v1", "policy")]
-    assert re.fullmatch(rf"{prepared.url}/setup/[\w-]{{32,}}", prepared.owner_link())
-    for made in ("secret", "postgres/password"):
-        assert stat.S_IMODE((prepared.home / made).stat().st_mode) == 0o600
-    children = psutil.Process(prepared.process.pid).children(recursive=True)
-    assert len(children) >= 3
-    assert prepared.stop(signal.SIGINT) == 0
-    assert all(gone(child) for child in children)
-    assert "Traceback" not in prepared.said()
-
-    # A later start has its first pair at once, and the policy is not trained again.
-    started = time.monotonic()
-    prepared.start()
-    until(lambda: ready(prepared) >= 1, 10)
-    print(f"pairs ready {time.monotonic() - started:.1f} s after a later start")
     assert prepared.ask("SELECT count(*) FROM run") == [(1,)]
 
 
