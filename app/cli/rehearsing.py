@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app.core.errors import PairwrightError
 from app.core.folders import write_file
 from app.settings import get_settings
 
@@ -30,9 +31,13 @@ def simulate(
 ) -> None:
     """Let simulated annotators sign in and judge over HTTP, by a hidden taste with noise."""
     from app.rehearsal.annotators import Person, simulate
+    from app.rehearsal.browser import RehearsalError
 
     address = url or get_settings().address
-    reports = simulate(address, project, Person(username, password), people, judgments, seed, rate)
+    try:
+        reports = simulate(address, project, Person(username, password), people, judgments, seed, rate)
+    except RehearsalError as error:
+        raise PairwrightError(str(error)) from None
     done = sum(report.judgments for report in reports)
     seconds = max((report.seconds for report in reports), default=0.0)
     typer.echo(f"{len(reports)} people judged {done} pairs in {seconds:.0f} s.")
@@ -45,11 +50,16 @@ def rehearse(
     out: Annotated[Path | None, typer.Option("--json", help="Where the figures go; otherwise the console.")] = None,
 ) -> None:
     """Run the whole loop unattended in a fresh data folder, and measure what it made."""
-    from app.rehearsal.rehearse import rehearse
+    from app.rehearsal.browser import RehearsalError
+    from app.rehearsal.rehearse import rehearse, summary
 
-    figures = rehearse(judgments=judgments, seed=seed, people=people, say=typer.echo)
+    try:
+        figures = rehearse(judgments=judgments, seed=seed, people=people, say=lambda line: typer.echo(line, err=True))
+    except RehearsalError as error:
+        raise PairwrightError(str(error)) from None
     text = json.dumps(figures, indent=1) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_file(out, text)
+        typer.echo(summary(figures))
