@@ -51,7 +51,7 @@ def rehearse(
 ) -> None:
     """Run the whole loop unattended in a fresh data folder, and measure what it made."""
     from app.rehearsal.browser import RehearsalError
-    from app.rehearsal.rehearse import rehearse, summary
+    from app.rehearsal.rehearse import rehearse
 
     try:
         figures = rehearse(judgments=judgments, seed=seed, people=people, say=lambda line: typer.echo(line, err=True))
@@ -62,4 +62,3 @@ def rehearse(
         typer.echo(text, nl=False)
     else:
         write_file(out, text)
-        typer.echo(summary(figures))
