@@ -112,7 +112,10 @@ class TrainForm(FormModel):
 
 
 class StartForm(BaseModel):
-    """One run. What is named here is the same for all kinds; the rest is its configuration, checked there."""
+    """One run. What is named here is the same for all kinds; `set.NAME` is the field NAME of its configuration.
+
+    The prefix keeps the two apart: a configuration may well have a field `kind` of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -120,6 +123,9 @@ class StartForm(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31)
     policy_id: Annotated[uuid.UUID | None, BeforeValidator(lambda value: value or None)] = None
     reward_model_id: Annotated[uuid.UUID | None, BeforeValidator(lambda value: value or None)] = None
+
+
+PREFIX = "set."
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,8 @@ BASIC = {
     "iterations",
     "batch_size",
     "learning_rate",
+    "kind",
+    "ties",
     "beta",
     "kl_control",
     "kl_target",
@@ -173,7 +181,10 @@ def setting_of(name: str, field: FieldInfo) -> Setting:
 
 def config_of(kind: RunKind, given: Mapping[str, Any]) -> dict[str, Any]:
     """A kind's configuration from form fields; an empty field keeps its default. Invalid where a value cannot be."""
-    filled = {name: value for name, value in given.items() if value != ""}
+    unknown = [name for name in given if not name.startswith(PREFIX)]
+    if unknown:
+        raise Invalid(f"The field ‘{unknown[0]}’ is not part of this form.", "No run was started.")
+    filled = {name.removeprefix(PREFIX): value for name, value in given.items() if value != ""}
     try:
         config = CONFIGS[kind].model_validate(filled)
     except ValidationError as error:

@@ -93,7 +93,8 @@ export class Queue {
 
   /** The answer as {status, ok, text}, or null without a line. `held` tells the server what the page has already. */
   async post(to, body) {
-    const form = new URLSearchParams({ ...body, held: this.on.held().join(",") });
+    const held = this.on.held().filter((id) => id !== body.comparison_id);
+    const form = new URLSearchParams({ ...body, held: held.join(",") });
     try {
       const answer = await fetch(`${this.base}/${to}`, {
         method: "POST",

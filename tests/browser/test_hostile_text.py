@@ -85,6 +85,8 @@ def test_guidelines_names_and_samples_are_text_on_every_other_page(desk_of, dial
         prompt = s.query(Prompt).filter_by(project_id=desk.project.id).first()
         rows = [{"step": 1, "prompt_id": str(prompt.id), "completion": " ".join(PAYLOADS), "reward": 0.1}]
         runs.append_samples(s, taken.id, taken.attempt, rows)
+        # Ended, or its lease would run out and the next test's worker would be handed this run.
+        runs.finish(s, taken.id, taken.attempt, stage.RunStatus.CANCELLED, {})
         token = accounts.open_session(s, admin.id)
         s.commit()
     context = desk.watch.context(token)

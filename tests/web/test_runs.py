@@ -33,7 +33,7 @@ def test_the_form_shows_every_field_of_the_configuration_with_its_sentence(admin
     basic, advanced = settings_of(kind)
     assert {one.name for one in basic + advanced} == set(CONFIGS[kind].model_fields)
     for one in basic + advanced:
-        assert f'name="{one.name}"' in page
+        assert f'name="set.{one.name}"' in page
         assert len(one.description.split()) >= 2, one.name
     assert basic, "somebody new sees some settings without unfolding"
 
@@ -44,8 +44,8 @@ def test_a_run_is_started_with_what_was_filled_in_and_defaults_elsewhere(admin, 
         "seed": "7",
         "policy_id": "",
         "reward_model_id": str(reward_model.id),
-        "beta": "0.3",
-        "gamma": "",
+        "set.beta": "0.3",
+        "set.gamma": "",
     }
     answer = admin.post(f"{base}/runs", data=form)
     assert answer.status_code == 303
@@ -58,7 +58,13 @@ def test_a_run_is_started_with_what_was_filled_in_and_defaults_elsewhere(admin, 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"beta": "-1"}, "Beta"), ({"no_such": "1"}, "no such"), ({"seed": "x"}, "Seed"), ({"kind": "dpo"}, "Kind")],
+    [
+        ({"set.beta": "-1"}, "Beta"),
+        ({"set.no_such": "1"}, "no such"),
+        ({"beta": "1"}, "beta"),
+        ({"seed": "x"}, "Seed"),
+        ({"kind": "dpo"}, "Kind"),
+    ],
 )
 def test_an_impossible_setting_is_named_and_nothing_starts(admin, base, house, reward_model, wrong, told):
     answer = admin.post(f"{base}/runs", data={"kind": "ppo"} | wrong, headers=FETCHING)
