@@ -178,7 +178,9 @@ class PPOConfig(TrainConfig):
         description="Adaptive: beta grows by gain x relative error, the error clipped to 0.2, each time.",
     )
     kl_budget: float | None = Field(
-        None, gt=0, description="A KL above this, in nats per sequence, ends the run with the last policy below it."
+        30.0,
+        gt=0,
+        description="A KL above this, nats per sequence, ends the run with the last policy below it; empty: no limit.",
     )
 
     gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")

@@ -41,6 +41,7 @@ SMALL = {
     "sample_prompts": 2,
     "value_warmup": 0,
     "approx_kl_stop": None,
+    "kl_budget": None,
     "threads": 1,
 }
 
