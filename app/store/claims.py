@@ -18,6 +18,8 @@ from app.core.records import Message
 from app.core.vocabulary import AssignmentState, ComparisonState
 from app.store.models import Assignment, Comparison, Slot, SlotState
 
+MOST_AT_ONCE = 5000  # leases ended by one call; the next one takes the rest
+
 
 @dataclass(frozen=True)
 class Task:
@@ -212,6 +214,7 @@ def reopen_leases(s: Session, *which: ColumnElement[bool]) -> int:
     due = (
         select(Assignment.comparison_id, Assignment.account_id)
         .where(Assignment.state == AssignmentState.LEASED, *which)
+        .limit(MOST_AT_ONCE)
         .with_for_update(skip_locked=True)
         .cte("due")
     )

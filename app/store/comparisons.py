@@ -23,6 +23,8 @@ from app.store.models import (
     new_id,
 )
 
+_QUIET = {"synchronize_session": False}
+
 
 @dataclass(frozen=True)
 class SampledCompletion:
@@ -158,16 +160,22 @@ def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int
         Assignment.comparison_id == Comparison.id,
         Assignment.state.in_([AssignmentState.LEASED, AssignmentState.JUDGED]),
     )
-    gone = s.scalars(
+    gone = (
         update(Comparison)
         .where(Comparison.project_id == project_id, Comparison.state == ComparisonState.OPEN, which, ~met)
         .values(state=ComparisonState.RETIRED)
-        .returning(Comparison.id),
-        execution_options={"synchronize_session": False},
-    ).all()
-    # A slot that somebody leased in this moment stays theirs: it is no longer free when we come to it.
-    s.execute(
-        update(Slot).where(Slot.comparison_id.in_(gone), Slot.state == SlotState.FREE).values(state=SlotState.RETIRED),
-        execution_options={"synchronize_session": False},
+        .returning(Comparison.id)
+        .cte("gone")
     )
-    return len(gone)
+    count = s.scalars(select(func.count()).select_from(gone), execution_options=_QUIET).one()
+    # A slot that somebody leased in this moment stays theirs: it is no longer free when we come to it.
+    retired = select(Comparison.id).where(
+        Comparison.project_id == project_id, Comparison.state == ComparisonState.RETIRED
+    )
+    s.execute(
+        update(Slot)
+        .where(Slot.project_id == project_id, Slot.state == SlotState.FREE, Slot.comparison_id.in_(retired))
+        .values(state=SlotState.RETIRED),
+        execution_options=_QUIET,
+    )
+    return count

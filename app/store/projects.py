@@ -1,5 +1,6 @@
 """Projects and their settings."""
 
+import re
 import uuid
 from secrets import token_hex
 
@@ -32,7 +33,7 @@ def create_project(
     by: uuid.UUID | None = None,
 ) -> Project:
     """A new project with a random salt; the owner and `by` are its admins. Conflict for a taken slug."""
-    if not (slug.isascii() and slug.replace("-", "a").isalnum() and slug == slug.lower() and slug[0] != "-"):
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", slug) is None:
         raise Invalid("A project's address has small letters, digits and hyphens only.")
     project = s.scalars(
         insert(Project)
