@@ -8,7 +8,7 @@ from typing import IO
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, process, the message or the keys of a logged dict, the error's type."""
+    """One JSON object a line: time (UTC), level, process, the message or a logged dict's keys, the error's type."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
