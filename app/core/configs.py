@@ -46,7 +46,7 @@ class SFTConfig(TrainConfig):
     starter: Literal["standard", "tiny"] = Field("standard", description="Size of a new starter policy.")
     epochs: int = Field(1, ge=1, description="Passes over the demonstrations.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many updates; empty: all of them.")
-    batch_size: int = Field(32, ge=1, description="Demonstrations in each update.")
+    batch_size: int = Field(16, ge=1, description="Demonstrations in each update.")
     micro_batch_size: int | None = Field(
         None, ge=1, description="Rows in one forward pass, for memory; empty: the whole batch."
     )
@@ -55,12 +55,12 @@ class SFTConfig(TrainConfig):
     )
 
     learning_rate: float | None = Field(
-        None, ge=0, description="AdamW's peak learning rate; empty: 3e-3 for a new starter, 2e-5 else."
+        None, ge=0, description="AdamW's peak learning rate; empty: 1e-2 for a new starter, 2e-5 else."
     )
     muon_learning_rate: float | None = Field(
         None,
         ge=0,
-        description="Muon's peak learning rate on hidden matrices, 0 for AdamW alone; empty: 3e-3 for a new starter, "
+        description="Muon's peak learning rate on hidden matrices, 0 for AdamW alone; empty: 6e-3 for a new starter, "
         "0 else.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
@@ -74,13 +74,15 @@ class SFTConfig(TrainConfig):
         "than half of the prompts), falling to 1 over copy_weight_share; empty: 3 for a new starter, 1 else.",
     )
     copy_weight_share: float = Field(0.5, gt=0, le=1, description="Share of the updates over which copy_weight falls.")
-    curriculum_steps: int | None = Field(
+    curriculum: float | None = Field(
         None,
         ge=0,
-        description="First updates, on the demonstrations that copy most from their prompts: a new model has to "
-        "discover copying. Empty: 80 for a new starter, none else.",
+        le=1,
+        description="Updates before the first pass, as a share of those of all passes, on the demonstrations that copy "
+        "most from their prompts: a new model has to discover copying. They are short, so twice as many go into a "
+        "batch. Empty: 0.1 for a new starter, none else.",
     )
-    curriculum_share: float = Field(0.1, gt=0, le=1, description="Share of the demonstrations used by the curriculum.")
+    curriculum_rows: float = Field(0.1, gt=0, le=1, description="Share of the demonstrations used by the curriculum.")
 
     eval_every: int = Field(100, ge=1, description="Updates between looks at the held-out demonstrations.")
     eval_rows: int = Field(256, ge=1, description="Held-out demonstrations looked at.")
@@ -120,7 +122,9 @@ class RewardConfig(TrainConfig):
     contrast_prompts: int = Field(
         4, ge=0, le=64, description="Probe: other prompts that likelihoods are compared with."
     )
-    members: int = Field(4, ge=1, le=64, description="Probe: scores fitted to resampled judgments and averaged.")
+    members: int = Field(
+        1, ge=1, le=64, description="Probe: scores that are averaged; more than one are fitted to resampled judgments."
+    )
     newton_steps: int = Field(10, ge=1, description="Probe: Newton steps of each fit.")
     prior: float | None = Field(
         None, gt=0, description="Probe: size of the prior on scores; empty: chosen by five-fold cross-validation."

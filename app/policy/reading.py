@@ -43,14 +43,14 @@ class Reader:
         self.likelihood = likelihood
         self.pad_id = pad_id
 
-    def blocks(self, hidden: int) -> list[int]:
-        """The width of each block of features, for a model with hidden states of that width."""
-        likelihood = (LIKELIHOOD if self.contrast else _PLAIN_LIKELIHOOD) if self.likelihood else 0
-        return [width for width in (len(self.layers) * hidden, likelihood) if width]
+    @property
+    def likelihood_width(self) -> int:
+        """How many features the likelihood gives; they are the last."""
+        return (LIKELIHOOD if self.contrast else _PLAIN_LIKELIHOOD) if self.likelihood else 0
 
     def width(self, hidden: int) -> int:
-        """The number of features."""
-        return sum(self.blocks(hidden))
+        """The number of features, for a model with hidden states of that width."""
+        return len(self.layers) * hidden + self.likelihood_width
 
     @torch.no_grad()
     def features(self, model: PreTrainedModel, ids: Tensor, answer: Tensor) -> Tensor:

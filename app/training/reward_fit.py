@@ -13,9 +13,9 @@ from torch import Tensor
 from app.training.order import derived_seed
 from app.training.reward_losses import Pairs, preference_nll
 
-BLOCK_PRIORS = (1.5, 2.0)
-"""Standard deviation, in log-odds, of the score difference that a block of features may make a priori: hidden states,
-likelihood. `prior` multiplies both."""
+HIDDEN_PRIOR, LIKELIHOOD_PRIOR = 1.0, 2.0
+"""Standard deviation, in log-odds, of the score difference that a block of features may make a priori: each layer's
+hidden states, and the likelihood. `prior` multiplies all."""
 PRIORS = (0.35, 0.7, 1.0, 1.4)
 FOLDS = 5
 _LEAST_TIE = 1e-3
@@ -30,21 +30,27 @@ class Design:
     pairs: Pairs
 
 
-def design(features: Tensor, pairs: Pairs, blocks: Sequence[int]) -> Design:
-    """Differences of the features [N, D], scaled so that a standard normal w is the prior of BLOCK_PRIORS.
+def design(features: Tensor, pairs: Pairs, hidden: Sequence[int], likelihood: int) -> Design:
+    """Differences of the features [N, D], scaled so that a standard normal w is the prior.
 
-    The last block of two (likelihood) is first brought to equal variances: its features have different units.
+    D is made of blocks: the widths of the layers' hidden states, then that of the likelihood, whose features are first
+    brought to equal variances: they have different units.
     """
     difference = (features[pairs.first] - features[pairs.second]).double()
     scales = []
-    for number, (part, prior) in enumerate(zip(difference.split(list(blocks), 1), BLOCK_PRIORS, strict=False)):
-        scale = torch.ones(part.shape[1], dtype=torch.float64)
-        if number == 1:
-            scale = 1 / part.pow(2).mean(0).sqrt().clamp_min(1e-6)
-        norm = (part * scale).pow(2).sum(1).mean().sqrt().clamp_min(1e-9)
-        scales.append(scale * prior / norm)
+    for part in difference[:, : sum(hidden)].split(list(hidden), 1):
+        scales.append(torch.full((part.shape[1],), HIDDEN_PRIOR / _norm(part), dtype=torch.float64))
+    if likelihood:
+        part = difference[:, sum(hidden) :]
+        scale = 1 / part.pow(2).mean(0).sqrt().clamp_min(1e-6)
+        scales.append(scale * LIKELIHOOD_PRIOR / _norm(part * scale))
     scale = torch.cat(scales)
     return Design(difference * scale, scale, pairs)
+
+
+def _norm(part: Tensor) -> float:
+    """Root mean square of the rows' lengths."""
+    return max(1e-9, float(part.pow(2).sum(1).mean().sqrt()))
 
 
 @dataclass(frozen=True)

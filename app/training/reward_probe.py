@@ -38,7 +38,8 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
 
     features = torch.cat(state["features"])
     halve = config.ties == "half"
-    design = reward_fit.design(features, data.train.pairs, model.reader.blocks(model.value.numel()))
+    hidden = [model.value.numel()] * len(model.reader.layers)
+    design = reward_fit.design(features, data.train.pairs, hidden, model.reader.likelihood_width)
     fold = reward_fit.folds_of([str(r.prompt) for r in data.train.records], design.pairs, seed)
     for step in range(max(done, len(parts)) + 1, len(parts) + len(priors) + 1):
         prior = priors[step - len(parts) - 1]
