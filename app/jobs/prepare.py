@@ -48,7 +48,7 @@ TINY = {
     "max_steps": 100,
     "batch_size": 16,
     "warmup_steps": 5,
-    "curriculum_steps": 0,
+    "curriculum": 0,
     "learning_rate": 0.01,
     "muon_learning_rate": 0.02,
     "eval_every": 100,

@@ -36,12 +36,12 @@ class Recipe(NamedTuple):
     learning_rate: float
     muon_learning_rate: float | None
     copy_weight: float
-    curriculum_steps: int
+    curriculum: float
 
 
 def recipe(config: SFTConfig, new: bool) -> Recipe:
     """Fill in what the configuration leaves open, for a new starter or for a policy that exists."""
-    usual = Recipe(3e-3, 3e-3, 3.0, 80) if new else Recipe(2e-5, None, 1.0, 0)
+    usual = Recipe(1e-2, 6e-3, 3.0, 0.1) if new else Recipe(2e-5, None, 1.0, 0.0)
     given = {name: value for name in Recipe._fields if (value := getattr(config, name)) is not None}
     chosen = usual._replace(**given)
     return chosen._replace(muon_learning_rate=chosen.muon_learning_rate or None)
@@ -68,9 +68,10 @@ def train(run: Run[SFTConfig]) -> None:
         seed=seed,
         batch_size=config.batch_size,
         epochs=config.epochs,
-        curriculum_steps=chosen.curriculum_steps,
-        curriculum_share=config.curriculum_share,
-    )[: config.max_steps]
+        curriculum=chosen.curriculum,
+        curriculum_rows=config.curriculum_rows,
+        most=config.max_steps,
+    )
     total = len(batches)
 
     model.train()

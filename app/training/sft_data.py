@@ -71,24 +71,17 @@ def plan(
     seed: int,
     batch_size: int,
     epochs: int,
-    curriculum_steps: int,
-    curriculum_share: float,
+    curriculum: float,
+    curriculum_rows: float,
+    most: int | None = None,
 ) -> list[list[int]]:
-    """Positions of the examples in each update, decided by the seed alone.
+    """Positions of the examples in each update, at most `most` updates, decided by the seed alone.
 
-    First the curriculum: batches drawn from the share of the examples that copies most. Then `epochs` passes over all,
-    each shuffled anew, like lengths batched together; the last batch of a pass may be smaller.
+    `epochs` passes over all, each shuffled anew, like lengths batched together, the last batch perhaps smaller. Before
+    them the curriculum: more updates, `curriculum` times as many, on the share `curriculum_rows` of the examples that
+    copies most, twice as many rows at once.
     """
-    batches: list[list[int]] = []
-    if curriculum_steps:
-        by_share = sorted(range(len(examples)), key=lambda i: (-examples[i].copied_share, i))
-        pool = by_share[: max(1, round(curriculum_share * len(examples)))]
-        rng = _rng(seed, "curriculum")
-        drawn: list[int] = []
-        while len(drawn) < curriculum_steps * batch_size:
-            rng.shuffle(pool)
-            drawn += pool
-        batches += [drawn[i * batch_size : (i + 1) * batch_size] for i in range(curriculum_steps)]
+    passes: list[list[int]] = []
     for epoch in range(epochs):
         rng = _rng(seed, f"epoch {epoch}")
         order = list(range(len(examples)))
@@ -97,8 +90,17 @@ def plan(
             bucket = sorted(order[start : start + batch_size * _BUCKET_BATCHES], key=lambda i: len(examples[i]))
             cut = [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
             rng.shuffle(cut)
-            batches += cut
-    return batches
+            passes += cut
+    total = len(passes) if most is None else min(most, len(passes))
+    steps, rows = round(curriculum * total), 2 * batch_size
+    by_share = sorted(range(len(examples)), key=lambda i: (-examples[i].copied_share, i))
+    pool = by_share[: max(1, round(curriculum_rows * len(examples)))]
+    rng = _rng(seed, "curriculum")
+    drawn: list[int] = []
+    while len(drawn) < steps * rows:
+        rng.shuffle(pool)
+        drawn += pool
+    return [*(drawn[i * rows : (i + 1) * rows] for i in range(steps)), *passes][:most]
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:

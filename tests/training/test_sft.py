@@ -23,7 +23,7 @@ from app.training.__main__ import main
 from app.training.sft import Recipe, _accumulate, completion_logits, recipe
 from app.training.sft_data import Example, collate, encode, plan
 
-SMALL = {"starter": "tiny", "max_steps": 8, "batch_size": 8, "curriculum_steps": 2, "threads": 1}
+SMALL = {"starter": "tiny", "max_steps": 8, "batch_size": 8, "curriculum": 0.25, "threads": 1}
 RECORDS = list(demonstrations(seed=1, n=120, salt="s"))
 
 
@@ -130,9 +130,9 @@ def test_held_out_demonstrations_are_never_learnt_from(tmp_path):
 
 
 def test_what_the_configuration_leaves_open_depends_on_what_is_trained():
-    assert recipe(SFTConfig(), new=True) == Recipe(3e-3, 3e-3, 3.0, 80)
-    assert recipe(SFTConfig(), new=False) == Recipe(2e-5, None, 1.0, 0)
-    assert recipe(SFTConfig(muon_learning_rate=0, copy_weight=1), new=True) == Recipe(3e-3, None, 1.0, 80)
+    assert recipe(SFTConfig(), new=True) == Recipe(1e-2, 6e-3, 3.0, 0.1)
+    assert recipe(SFTConfig(), new=False) == Recipe(2e-5, None, 1.0, 0.0)
+    assert recipe(SFTConfig(muon_learning_rate=0, copy_weight=1), new=True) == Recipe(1e-2, None, 1.0, 0.1)
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
@@ -173,19 +173,21 @@ def example(prompt, completion, copied=0):
 
 def test_the_plan_begins_with_the_examples_that_copy_most_and_then_visits_each_once():
     examples = [example(3, 4 + i % 5, copied=4 if i % 10 == 0 else 0) for i in range(100)]
-    batches = plan(examples, seed=1, batch_size=8, epochs=1, curriculum_steps=3, curriculum_share=0.1)
+    shape = {"batch_size": 8, "epochs": 1, "curriculum": 0.25, "curriculum_rows": 0.1}
+    batches = plan(examples, seed=1, **shape)
+    # 13 batches of the pass, a quarter of them as curriculum.
     assert all(i % 10 == 0 for batch in batches[:3] for i in batch)
-    assert [len(b) for b in batches[:3]] == [8, 8, 8]
+    assert [len(b) for b in batches[:3]] == [16, 16, 16]
     assert sorted(i for batch in batches[3:] for i in batch) == list(range(100))
-    again = plan(examples, seed=1, batch_size=8, epochs=1, curriculum_steps=3, curriculum_share=0.1)
-    other = plan(examples, seed=2, batch_size=8, epochs=1, curriculum_steps=3, curriculum_share=0.1)
-    assert batches == again
-    assert batches != other
+    assert batches == plan(examples, seed=1, **shape)
+    assert batches != plan(examples, seed=2, **shape)
+    short = plan(examples, seed=1, **shape, most=4)
+    assert [len(b) for b in short] == [16, 8, 8, 8]
 
 
 def test_like_lengths_share_a_batch():
     examples = [example(2, 1 + i % 50) for i in range(1600)]
-    batches = plan(examples, seed=1, batch_size=16, epochs=1, curriculum_steps=0, curriculum_share=0.1)
+    batches = plan(examples, seed=1, batch_size=16, epochs=1, curriculum=0, curriculum_rows=0.1)
     padded = sum(max(len(examples[i]) for i in b) * len(b) for b in batches)
     assert padded < 1.1 * sum(map(len, examples))
 
