@@ -140,7 +140,7 @@ def check_files(folder: Path, needs_tokenizer_json: bool = True) -> None:
     ):
         raise Invalid(f"The index of {name} names weights that are not safetensors in the same folder.")
     if not (folder / "tokenizer.json").exists() and (
-        needs_tokenizer_json or not any(folder.glob(pattern) for pattern in ("tokenizer*", "vocab*", "*.model"))
+        needs_tokenizer_json or not any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab*", "*.model"))
     ):
         raise Invalid(f"{name} has no tokenizer (tokenizer.json).", "Save the model's tokenizer into the same folder.")
 
