@@ -28,12 +28,13 @@ help: ## list the targets
 	@echo
 	@echo "  TORCH_INDEX_URL=<address>  takes the CPU or CUDA build of torch from there (README, Torch)"
 	@echo "  PYTHON=python3.12          makes .venv with another Python, 3.11 or newer"
+	@echo "  POLICY=org/model           starts from a model of yours: a hub id or a folder (make run)"
 	@echo "  ARGS='--port 9000'         goes to the command of make run; docs/settings.md has every setting"
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 run: .venv/run.stamp ## install what is missing, then serve on http://127.0.0.1:8000
-	@exec $(BIN)/python -m app serve $(ARGS)
+	@exec $(BIN)/python -m app serve $(if $(POLICY),--policy "$(POLICY)") $(ARGS)
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -86,7 +87,7 @@ test-slow: .venv/test.stamp ## the long proofs: kill campaigns, training on real
 # ---- measuring and showing -------------------------------------------------------------------------------------------
 
 bench: .venv/test.stamp ## every benchmark, one after the other (long; benchmarks/ says what each measures)
-	@for file in benchmarks/[a-z]*.py; do $(MAKE) --no-print-directory "bench-$$(basename "$$file" .py | tr _ -)"; done
+	@for file in $$(grep -l __main__ benchmarks/*.py); do $(MAKE) --no-print-directory "bench-$$(basename "$$file" .py | tr _ -)"; done
 
 bench-%: .venv/test.stamp ## one benchmark: bench-rehearsal, ...
 	$(BIN)/python -m benchmarks.$(subst -,_,$*) $(ARGS)
