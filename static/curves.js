@@ -54,7 +54,7 @@
     const line = { stroke: colour("hairline"), width: 1 };
     const font = "11px system-ui, sans-serif";
     const axis = { stroke: ink, grid: line, ticks: { show: false }, font, size: 26 };
-    const strokes = [colour("accent"), colour("warning"), ink];
+    const strokes = [colour("accent"), colour("ink")];
     const series = figure.names.map((label, i) => ({
       label,
       stroke: strokes[i % strokes.length],
@@ -92,12 +92,17 @@
     for (const { step, values } of rows) {
       if (!figure.names.some((metric) => typeof values[metric] === "number")) continue;
       // A resumed run logs some steps again: the later word counts.
-      while (figure.x.length && figure.x.at(-1) >= step) {
+      while (figure.x.length && figure.x.at(-1) > step) {
         figure.x.pop();
         for (const ys of figure.ys) ys.pop();
       }
-      figure.x.push(step);
-      figure.names.forEach((metric, i) => figure.ys[i].push(typeof values[metric] === "number" ? values[metric] : null));
+      if (figure.x.at(-1) !== step) {
+        figure.x.push(step);
+        for (const ys of figure.ys) ys.push(null);
+      }
+      figure.names.forEach((metric, i) => {
+        if (typeof values[metric] === "number") figure.ys[i][figure.x.length - 1] = values[metric];
+      });
     }
   }
 

@@ -7,7 +7,7 @@ from app.core.vocabulary import RunKind
 
 @dataclass(frozen=True)
 class Curve:
-    """One plot: what it draws, how to read it, the least range of its axis, and the line not to cross.
+    """One plot: what it draws (a second metric is the held-out one), how to read it, its least range, the line to mind.
 
     Without a least range, a harmless wobble would fill the plot and look like a storm.
     """
@@ -21,21 +21,25 @@ class Curve:
 
 
 SFT = (
-    Curve("Loss", ("loss",), "Falls fast, then flattens; a late rise means that the learning rate is too high.", 0),
+    Curve(
+        "Loss",
+        ("loss", "eval_loss"),
+        "Falls fast, then flattens; where the held-out loss turns up, learning by heart begins.",
+        0,
+    ),
     Curve(
         "Token accuracy",
-        ("mean_token_accuracy",),
+        ("mean_token_accuracy", "eval_mean_token_accuracy"),
         "Rises and flattens: the share of the demonstrations' tokens that the policy would have put first.",
         0,
         1,
     ),
-    Curve("Held-out loss", ("heldout_nll",), "Falls with the loss; where it turns up, learning by heart begins.", 0),
 )
 REWARD = (
     Curve(
         "Loss",
-        ("loss",),
-        "Starts near the line at 0.69, the loss of a coin, and falls; near 0.5 is usual with people's labels.",
+        ("loss", "heldout_loss"),
+        "Below the line at 0.69, the loss of a coin; about 0.5 is usual with people's labels.",
         0.3,
         0.75,
         0.693,

@@ -74,6 +74,12 @@ def reward(metrics: Mapping[str, Any]) -> list[Figure]:
                 "how far its confidence is off, on average; below 10 % is good",
             )
         )
+    if metrics.get("human_agreement") is not None:
+        meaning = "how often people agreed with each other on the held-out pairs: more cannot be expected of it"
+        figures.append(Figure("People's agreement", percent(metrics["human_agreement"]), meaning))
+    if metrics.get("score_length_correlation") is not None:
+        meaning = "correlation of score and length; near 1 it pays for length"
+        figures.append(Figure("Score and length", figure(metrics["score_length_correlation"]), meaning))
     if metrics.get("pairs_train") is not None:
         figures.append(Figure("Learnt from", number(metrics["pairs_train"]), "judged pairs on training prompts"))
     return figures
@@ -91,8 +97,16 @@ def ppo(metrics: Mapping[str, Any]) -> list[Figure]:
             "tokens per answer; a big change deserves a look at the samples",
         ),
     )
-    found = [(name, pick(metrics, *keys), meaning) for name, keys, meaning in known]
-    return [Figure(name, figure(value), meaning) for name, value, meaning in found if value is not None]
+    figures = []
+    for name, keys, meaning in known:
+        value, before = pick(metrics, *keys), metrics.get(f"{keys[0]}_before")
+        if value is not None:
+            figures.append(
+                Figure(name, figure(value), f"from {figure(before)}; {meaning}" if before is not None else meaning)
+            )
+    if metrics.get("stopped_by") == "kl_budget":
+        figures.append(Figure("Stopped by", "KL budget", "the last policy within the budget was kept", "warning"))
+    return figures
 
 
 def sft(metrics: Mapping[str, Any]) -> list[Figure]:

@@ -162,6 +162,8 @@ def train_reward(s: Session, stage: Stage) -> Checkpoint:
             "time": 0.0,
             "loss": 0.69 * math.exp(-i / 160) + 0.02 * math.sin(i),
             "accuracy": 0.5 + 0.27 * (1 - math.exp(-i / 40)) + 0.015 * math.sin(i * 1.3),
+            "heldout_loss": 0.69 * math.exp(-i / 210) + 0.03 * math.sin(i / 9),
+            "heldout_accuracy": 0.5 + 0.24 * (1 - math.exp(-i / 40)) + 0.02 * math.sin(i),
             "margin": 0.8 * (1 - math.exp(-i / 60)),
         }
         for i in steps
@@ -207,7 +209,7 @@ def train_ppo(s: Session, stage: Stage, finish: bool = True, upto: int = 24) -> 
     runs.heartbeat(s, run.id, taken.attempt, Progress(step=upto, total=24, phase="learning", seconds_left=left, time=0))
     if not finish:
         return None
-    metrics: dict[str, object] = {"reward": 0.84, "kl": 3.1, "entropy": 1.9, "length": 42.0}
+    metrics: dict[str, object] = {"reward": 0.84, "reward_before": -0.12, "kl": 3.1, "entropy": 1.9, "length": 42.0}
     made = register(s, stage.project, CheckpointKind.POLICY, run.id, stage.policy, metrics)
     runs.finish(s, run.id, taken.attempt, RunStatus.FINISHED, metrics)
     return made
