@@ -1,0 +1,96 @@
+"""`make bench-rehearsal`: the whole loop on seeds 0, 1 and 2, each install judged on from 300 to 500 to 1,000 judgments.
+
+After each turn the promotion is rolled back, so that all judgments of a seed are on answers of the same SFT policy and
+the larger sets contain the smaller. `ARGS="--seeds 0 --judgments 300"` runs less.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.rehearsal.installation import Installation
+from app.rehearsal.rehearse import Rehearsal
+from benchmarks.report import RESULTS, Row, write
+
+SEEDS, JUDGMENTS, PEOPLE = (0, 1, 2), (300, 500, 1000), 3
+MODEL_AT_LEAST = {300: 0.72, 500: 0.77}
+WINS_AT_LEAST = {300: 0.72, 500: 0.77}
+
+
+def rehearse(seed: int, judgments: Sequence[int], keep: Path | None) -> list[dict[str, Any]]:
+    """One install; a turn of the loop after each number of judgments."""
+    turns = []
+    with tempfile.TemporaryDirectory(prefix="pairwright-bench-", ignore_cleanup_errors=True) as scratch:
+        began = time.monotonic()
+        with Installation(keep / f"seed-{seed}" if keep else Path(scratch), print) as installation:
+            rehearsal = Rehearsal(installation, seed, print)
+            rehearsal.stages["start"] = round(time.monotonic() - began, 1)
+            rehearsal.prepare(PEOPLE)
+            for wanted in judgments:
+                if turns:
+                    installation.roll_back()
+                rehearsal.judge(wanted)
+                turns.append({"judgments": wanted, **rehearsal.turn()})
+    return turns
+
+
+def rows_of(turns: Sequence[dict[str, Any]]) -> list[Row]:
+    """The table: means over seeds, the worst seed beside them."""
+    rows: list[Row] = []
+    for wanted in sorted({turn["judgments"] for turn in turns}):
+        some = [turn for turn in turns if turn["judgments"] == wanted]
+        model = [turn["reward_model"]["accuracy_noiseless"] for turn in some]
+        bag = [turn["reward_model"]["bag_of_words"] for turn in some]
+        longer = [turn["reward_model"]["longer_wins"] for turn in some]
+        wins = [turn["ppo_vs_sft"]["win_rate"] for turn in some]
+        before, after = ([turn["grammatical"][when] for turn in some] for when in ("before", "after"))
+        seconds = [turn["stages_s"]["reward_model"] + turn["stages_s"]["ppo"] for turn in some]
+        least = min(a - b for a, b in zip(model, bag, strict=True))
+        floor = "never below; 3 points above from 1,000" if wanted < 1000 else "3 points above"
+        rows += [
+            (f"Reward model from {wanted} judgments, noiseless labels", _spread(model), _least(MODEL_AT_LEAST, wanted)),
+            (f"- bag of words on the same judgments ({wanted})", _spread(bag), f"{floor} (least: {100 * least:+.1f})"),
+            (f"- longer wins ({wanted})", _spread(longer), "under .65"),
+            (f"PPO wins against SFT ({wanted})", _spread(wins), _least(WINS_AT_LEAST, wanted) or "no seed under .66"),
+            (f"- grammatical, SFT then PPO ({wanted})", f"{_mean(before)}, {_mean(after)}", "within .05"),
+            (f"- reward model and PPO, seconds ({wanted})", f"{max(seconds):.0f}", "180"),
+        ]
+    return rows
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{_mean(values)} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _least(wanted: dict[int, float], judgments: int) -> str:
+    return f"at least {wanted[judgments]:.2f}" if judgments in wanted else ""
+
+
+def main() -> None:
+    """Run what was asked for, keeping the figures of each turn as soon as they are there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--judgments", type=int, nargs="+", default=JUDGMENTS)
+    parser.add_argument("--keep", type=Path, help="a folder for the data folders, which then stay")
+    parser.add_argument("--add", action="store_true", help="keep the figures of other seeds that are there")
+    given = parser.parse_args()
+    path = RESULTS / "rehearsal.json"
+    turns: list[dict[str, Any]] = []
+    if given.add and path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))["figures"]["turns"]
+        turns = [turn for turn in known if turn["seed"] not in given.seeds]
+    for seed in given.seeds:
+        turns += rehearse(seed, sorted(given.judgments), given.keep)
+        write("rehearsal", {"turns": turns}, rows_of(turns), "Mean over seeds, with the worst and the best.")
+
+
+if __name__ == "__main__":
+    main()
