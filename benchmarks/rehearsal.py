@@ -1,4 +1,4 @@
-"""`make bench-rehearsal`: the whole loop on seeds 0, 1 and 2, each install judged on from 300 to 500 to 1,000 judgments.
+"""`make bench-rehearsal`: the whole loop on seeds 0, 1 and 2, each install judged on from 300 to 500 to 1,000 times.
 
 After each turn the promotion is rolled back, so that all judgments of a seed are on answers of the same SFT policy and
 the larger sets contain the smaller. `ARGS="--seeds 0 --judgments 300"` runs less.
