@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +35,9 @@ class Installation:
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A rehearsal that is asked to end stops the product that it started, too.
+        with suppress(ValueError):  # only the main thread may
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         port = _free_port()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PAIRWRIGHT_") or k in _PASSED_ON}
         environment |= {"PAIRWRIGHT_HOME": str(self.home), "PAIRWRIGHT_PORT": str(port), "PYTHONUNBUFFERED": "1"}
