@@ -18,7 +18,7 @@ from app.store.accounts import issue_setup_token
 from app.store.db import make_engine, session_factory
 
 WEB_DRAINS_S = 10.0
-WORKER_STOPS_S = 30.0
+WORKER_STOPS_S = 40.0
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
 # A child that ends with this code has said on the console what a person must mend first; starting it again is no help.
