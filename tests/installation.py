@@ -57,7 +57,7 @@ class Installation:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, *arguments: str, answer_within: float | None = 30) -> "Installation":
+    def start(self, *arguments: str, answer_within: float | None = 120) -> "Installation":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app", "serve", *arguments],
@@ -69,7 +69,7 @@ class Installation:
                 start_new_session=True,
             )
         if answer_within:
-            until(self.answers, answer_within, f"the web answers; it said: {self.said()}")
+            until(self.answers, answer_within, "the web answers")
         return self
 
     def answers(self) -> bool:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jinja2
 import pytest
 import yaml
 
@@ -75,14 +74,6 @@ def test_the_repository_names_no_machine_and_no_package_host():
         if name in path.read_text(encoding="utf-8", errors="replace")
     ]
     assert found == []
-
-
-def test_every_template_compiles():
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "templates"), autoescape=True)
-    names = [name for name in environment.list_templates() if name.endswith(".html")]
-    assert names
-    for name in names:
-        environment.parse(environment.loader.get_source(environment, name)[0], name)
 
 
 def test_decisions_have_a_title_and_say_why():

@@ -1,0 +1,1 @@
+"""The command line: the same store, the same checks as the pages."""

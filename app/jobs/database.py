@@ -1,5 +1,6 @@
 """Opening the installation's database: the configured one, or the embedded one, started by whoever comes first."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ from app.core.errors import Unavailable
 from app.settings import Settings
 from app.store import embedded, migrate
 from app.store.db import make_engine
+
+logger = logging.getLogger("pairwright.supervisor")
 
 
 @contextmanager
@@ -27,6 +30,17 @@ def opened(settings: Settings) -> Iterator[str]:
         yield url
     finally:
         embedded.stop(settings.home)
+
+
+def revive(settings: Settings, url: str) -> None:
+    """Start the embedded database again where it has died; a database of somebody else's is theirs to start."""
+    if settings.database_url is not None:
+        return
+    try:
+        check(url)
+    except Unavailable:
+        logger.error("the embedded database does not answer; starting it again")
+        embedded.start(settings.home)
 
 
 def check(url: str) -> None:

@@ -21,6 +21,7 @@ WEB_DRAINS_S = 10.0
 WORKER_STOPS_S = 40.0
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
+LOOK_AFTER_DATABASE_S = 3.0
 # A child that ends with this code has said on the console what a person must mend first; starting it again is no help.
 CANNOT_GO_ON = 78
 
@@ -99,9 +100,13 @@ def serve(settings: Settings, say: Callable[[str], None]) -> bool:
         if link:
             say(f"Nobody owns this installation yet. Open this link once to become its owner:\n  {link}")
         try:
+            looked = time.monotonic()
             while not stopping.wait(0.2):
                 web.tend()
                 worker.tend()
+                if time.monotonic() - looked > LOOK_AFTER_DATABASE_S:
+                    database.revive(settings, url)
+                    looked = time.monotonic()
         except CannotGoOn:
             return False
         finally:

@@ -1,5 +1,6 @@
 """What `serve` survives, what it leaves behind, and how it stops."""
 
+import os
 import re
 import shutil
 import signal
@@ -101,6 +102,17 @@ def test_a_killed_sampler_and_a_stale_socket_do_not_stop_the_pool(prepared: Inst
     before = ready(prepared)
     prepared.ask("UPDATE project SET pool_target = pool_target + 4")
     until(lambda: ready(prepared) > before, 120, "the pool fills again")
+
+
+def test_a_killed_database_is_back_with_all_that_was_there(prepared: Installation):
+    before = ready(prepared)
+    pid_file = prepared.home / "postgres" / "data" / "postmaster.pid"
+    postmaster = pid_file.read_text().split()[0]
+    os.kill(int(postmaster), signal.SIGKILL)
+    until(lambda: pid_file.exists() and pid_file.read_text().split()[:1] not in ([], [postmaster]), 60, "a new server")
+    until(lambda: prepared.get("/readyz") == 200, 60, "the database is back")
+    assert ready(prepared) >= before
+    assert prepared.process.poll() is None
 
 
 def test_a_killed_supervisor_takes_everything_of_ours_with_it_and_the_next_start_recovers(prepared: Installation):
