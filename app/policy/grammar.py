@@ -31,7 +31,7 @@ from app.policy.lexicon import (
 
 ORDER_GIVEN = 0.8
 """Share of customers who name an order number."""
-WRONG_ORDER, WRONG_ORDER_SLOPPY = 0.2, 0.32
+WRONG_ORDER, WRONG_ORDER_SLOPPY = 0.24, 0.36
 """Share of replies with another order number, among those that cite one."""
 WRONG_ITEM = 0.045
 """Share of replies that speak of another item."""
@@ -108,12 +108,16 @@ class _Pen:
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
 
-    def say(self, part: Part, register: Register = Register.PLAIN, cite: bool = False) -> None:
-        """Add a sentence; `cite` asks for one that names the order."""
-        self._add(_BY_PART[part, register], cite)
+    def say(self, part: Part, register: Register = Register.PLAIN, cite: bool = False, half: int | None = None) -> None:
+        """Add a sentence; `cite` asks for one that names the order.
+
+        `half` 0 or 1 limits the choice: what a letter does twice it does in other words, early and late.
+        """
+        texts = [t for t in _BY_PART[part, register] if ("{order}" in t) is cite]
+        self._add(texts if half is None else texts[half::2])
 
     def step(self, register: Register = Register.PLAIN) -> None:
-        self._add(_BY_STEP[self.rng.choice(self.steps), register], cite=False)
+        self._add(_BY_STEP[self.rng.choice(self.steps), register])
 
     def acknowledge(self, cite: float, register: Register = Register.PLAIN) -> None:
         """Say what the letter is about; without an order number perhaps ask for it, and now and then needlessly so."""
@@ -122,8 +126,8 @@ class _Pen:
         else:
             self.say(Part.ACK, register, cite=self.order is not None and self.chance(cite))
 
-    def _add(self, texts: list[str], cite: bool) -> None:
-        fresh = [t for t in texts if t not in self.said and ("{order}" in t) is cite]
+    def _add(self, texts: list[str]) -> None:
+        fresh = [t for t in texts if t not in self.said]
         mentions = sum("{item}" in t for t in self.said)
         brief = [t for t in fresh if mentions < MOST_ITEM_MENTIONS or "{item}" not in t]
         if choices := brief or fresh:
@@ -185,13 +189,14 @@ def _rambling(pen: _Pen) -> None:
         pen.say(Part.GREET)
     if pen.chance(0.3):
         pen.say(Part.SORRY)
-    pen.say(Part.ASIDE)
+    pen.say(Part.ASIDE, half=0)
     pen.acknowledge(0.6)
-    if pen.chance(0.5):
-        pen.say(Part.ASIDE)
+    between = pen.chance(0.5)
+    if between:
+        pen.say(Part.ASIDE, half=1)
     pen.step()
-    if pen.chance(0.5):
-        pen.say(Part.ASIDE)
+    if not between and pen.chance(0.8):
+        pen.say(Part.ASIDE, half=1)
     if pen.chance(0.3):
         pen.say(Part.SIGN)
 
@@ -213,15 +218,16 @@ def _sloppy(pen: _Pen) -> None:
 
 def _rude(pen: _Pen) -> None:
     cites = pen.order is not None and pen.chance(0.3)
-    pen.say(Part.JAB, Register.RUDE, cites)
+    pen.say(Part.JAB, Register.RUDE, cites, half=None if cites else 0)
     if pen.chance(0.6):
         pen.acknowledge(0.0 if cites else 0.5)
-    if pen.chance(0.5):
-        pen.say(Part.JAB, Register.RUDE)
+    between = pen.chance(0.4)
+    if between:
+        pen.say(Part.JAB, Register.RUDE, half=1)
     if pen.chance(0.6):
         pen.step()
-    if pen.chance(0.4):
-        pen.say(Part.JAB, Register.RUDE)
+    if not between and pen.chance(0.7):
+        pen.say(Part.JAB, Register.RUDE, half=1)
     if pen.chance(0.5):
         pen.say(Part.CLOSE, Register.RUDE)
 
