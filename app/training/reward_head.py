@@ -1,11 +1,12 @@
 """A head: the whole model is fine-tuned, one linear score on a pooled hidden state, minibatches of judgments."""
 
+import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from app.core.configs import RewardConfig
 from app.policy.checkpoint import Policy
@@ -51,14 +52,15 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         scores = scores.index_copy(0, rows, _scores(model, [data.answers[i] for i in rows], config.micro_batch_size))
         eta = nn.functional.softplus(threshold) if learns_ties else None
         loss = preference_loss(scores, pairs, eta)
-        run.require_finite(step, loss=float(loss))
+        value = float(loss.detach())
+        run.require_finite(step, loss=value)
         optimizer.zero_grad()
         loss.backward()
         norm = optimizer.step(config.gradient_clip, lr_factor(step - 1, total, int(config.warmup_share * total)))
         margin = (scores[pairs.first] - scores[pairs.second]).detach()[~pairs.tied]
         if step % config.log_every == 0 or step == total:
             right = float((margin > 0).float().mean()) if len(margin) else math.nan
-            run.log(step, "train", loss=float(loss), accuracy=right, margin=float(margin.mean()), grad_norm=norm)
+            run.log(step, "train", loss=value, accuracy=right, margin=float(margin.mean()), grad_norm=norm)
         run.end_step(
             step,
             total,
@@ -84,14 +86,11 @@ def new_head(run: Run[RewardConfig], policy: Policy) -> HeadReward:
     """The policy's body, or a new one of its shape, with a new head: small numbers that the seed decides."""
     config = run.config
     settings = RewardSettings(kind="head", pooling="last" if config.pooling == "auto" else config.pooling)
-    if config.initialise == "scratch":
-        shape = AutoConfig.from_pretrained(run.folder(run.spec.policy, "policy"), num_labels=1)
-        shape.tie_word_embeddings = False
-        body = AutoModelForSequenceClassification.from_config(shape)
-    else:
-        body = AutoModelForSequenceClassification.from_pretrained(
-            run.folder(run.spec.policy, "policy"), num_labels=1, dtype=torch.float32, use_safetensors=True
-        )
+    shape = copy.deepcopy(policy.model.config)
+    shape.num_labels, shape.tie_word_embeddings = 1, False
+    body = AutoModelForSequenceClassification.from_config(shape)
+    if config.initialise == "policy":
+        body.base_model.load_state_dict(policy.model.base_model.state_dict())
     body.config.pad_token_id = policy.tokenizer.pad_token_id
     model = HeadReward(settings, body)
     generator = torch.Generator().manual_seed(run.spec.seed)
