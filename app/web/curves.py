@@ -59,7 +59,7 @@ PPO = (
     Curve(
         "KL to the reference",
         ("objective/kl",),
-        "Grows slowly, in nats per answer; past twice its target the policy is leaving what it learnt.",
+        "Grows slowly, in nats per answer; at its budget the run ends and keeps the policy before.",
         0,
     ),
     Curve(
@@ -68,7 +68,10 @@ PPO = (
         "What PPO maximises: rises, then flattens where reward and penalty balance.",
     ),
     Curve(
-        "Entropy", ("objective/entropy",), "Falls a little; under a third of its start the policy repeats itself.", 0
+        "Entropy",
+        ("policy/entropy_avg",),
+        "Per token: falls a little; under a third of its start it repeats itself.",
+        0,
     ),
     Curve(
         "Answer length",

@@ -89,7 +89,11 @@ def ppo(metrics: Mapping[str, Any]) -> list[Figure]:
     """What PPO gained, and what it paid for it."""
     known = (
         ("Reward", ("reward", "objective/scores"), "mean score by the reward model; demonstrations score 0"),
-        ("KL", ("kl", "objective/kl"), "nats per answer away from the reference; single digits are usual"),
+        (
+            "KL",
+            ("kl", "objective/kl"),
+            "nats per answer away from the reference; the less for the same reward, the better",
+        ),
         ("Entropy", ("entropy", "objective/entropy"), "how varied the policy still is; near 0 it repeats itself"),
         (
             "Length",

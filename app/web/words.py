@@ -35,14 +35,14 @@ def whole_percent(share: float | None) -> str:
 
 
 def figure(value: object) -> str:
-    """A metric of any size in four significant digits; words stay as they are."""
+    """A metric of any size in three significant digits; words stay as they are."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     if not math.isfinite(value):
         return str(value)
-    if float(value).is_integer() and abs(value) < 1e9:
-        return f"{value:,.0f}"
-    return f"{value:.4g}".replace("-", "−")
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
 
 
 def score(value: float) -> str:

@@ -225,7 +225,7 @@ def ppo_row(i: int) -> dict[str, object]:
         "objective/scores": -0.1 + 1.0 * (1 - math.exp(-i / 8)) + 0.05 * wobble,
         "objective/kl": 3.4 * (1 - math.exp(-i / 12)) + 0.08 * wobble,
         "objective/rlhf_reward": -0.1 + 0.5 * (1 - math.exp(-i / 8)) + 0.04 * wobble,
-        "objective/entropy": 2.6 - 0.7 * (1 - math.exp(-i / 10)),
+        "policy/entropy_avg": 2.6 - 0.7 * (1 - math.exp(-i / 10)),
         "completions/mean_length": 44 - 2 * (1 - math.exp(-i / 6)) + wobble,
         "completions/truncated_share": 0.01 + 0.005 * wobble,
         "policy/clipfrac_avg": 0.08 + 0.02 * wobble,

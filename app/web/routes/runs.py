@@ -72,7 +72,10 @@ def detail(visit: Researcher, run_id: uuid.UUID) -> Response:
     run = runs.run(visit.s, visit.project.id, run_id)
     snapshot = visit.s.get(Snapshot, run.snapshot_id) if run.snapshot_id else None
     after = runs.run(visit.s, visit.project.id, run.after_run_id) if run.after_run_id else None
-    context = {"curves": curves_of(run.kind), "names": names(visit), "snapshot": snapshot, "after": after}
+    recent = runs.runs_of(visit.s, visit.project.id)
+    follower = next((one for one in recent if one.after_run_id == run.id), None)
+    lineage = {"snapshot": snapshot, "after": after, "follower": follower}
+    context = {"curves": curves_of(run.kind), "names": names(visit)} | lineage
     return page(
         visit, "runs/run.html", here="runs", **(live_context(visit, run) | sample_context(visit, run) | context)
     )
