@@ -21,7 +21,13 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
     config, seed = run.config, run.spec.seed
     model = new_probe(policy, data, config)
     rows = [*data.answers, *data.anchors]
-    parts = [rows[i : i + config.micro_batch_size] for i in range(0, len(rows), config.micro_batch_size)]
+    # Rows of like length are read together, so that little is padding.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].completion))
+    parts = [
+        [rows[i] for i in order[j : j + config.micro_batch_size]] for j in range(0, len(rows), config.micro_batch_size)
+    ]
+    back = torch.empty(len(rows), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(rows))
     priors = [config.prior] if config.prior else list(reward_fit.PRIORS)
     total = len(parts) + len(priors) + config.newton_steps
     run.progress(0, total, "reading")
@@ -36,7 +42,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         state["gram"] = state["gram"] + gram
         run.end_step(step, total, "reading", lambda: state)
 
-    features = torch.cat(state["features"])
+    features = torch.cat(state["features"])[back]
     halve = config.ties == "half"
     hidden = [model.value.numel()] * len(model.reader.layers)
     design = reward_fit.design(features, data.train.pairs, hidden, model.reader.likelihood_width)
@@ -60,7 +66,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
 
     model.weight.data.copy_(fit.weight * design.scale)
     scores = (features @ model.weight.T).mean(1)
-    start_critic(model, torch.cat(state["prefixes"]), state["gram"], scores)
+    start_critic(model, torch.cat(state["prefixes"])[back], state["gram"], scores)
     threshold = fit.eta if fit.eta > 0 and not halve else None
     answers, anchors = scores.split([len(data.answers), len(data.anchors)])
     finish(run, model, policy.tokenizer, data, answers, anchors, threshold, {"prior": prior, "kind": "probe"})
