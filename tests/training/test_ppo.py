@@ -291,6 +291,9 @@ def test_every_metric_of_the_table_is_logged(make: Make) -> None:
     }
     assert wanted == set(row) - {"step", "time", "phase"}
     assert all(row[name] is not None for name in wanted)
+    explained = (ROOT / "docs" / "training.md").read_text()
+    evaluated = set(rows(root, "evaluate")[0]) - {"step", "time", "phase"}
+    assert [name for name in wanted | evaluated if f"`{name}`" not in explained] == []
 
 
 # ---- guard rails --------------------------------------------------------------------------------------------------
