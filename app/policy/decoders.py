@@ -59,9 +59,9 @@ class LlamaDecoder:
         batch, width = ids.shape
         weight = self._embedding
         shape = (len(self._layers), batch * self._kv_heads, self._capacity, self._size)
-        # Zeros, not empty memory: the padding is multiplied by a weight of zero, which NaN would survive.
-        self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self._values = torch.zeros_like(self._keys)
+        # A column is written before it is read, the padding's too: no memory needs clearing.
+        self._keys = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        self._values = torch.empty_like(self._keys)
         self._padding = width - lengths
         self._column = width
         columns = torch.arange(self._capacity, device=ids.device)
@@ -114,7 +114,7 @@ class LlamaDecoder:
         # Only the columns in use are copied.
         old = self._keys, self._values
         self._keys, self._values = (
-            torch.zeros((t.shape[0], len(spread), *t.shape[2:]), dtype=t.dtype, device=t.device) for t in old
+            torch.empty((t.shape[0], len(spread), *t.shape[2:]), dtype=t.dtype, device=t.device) for t in old
         )
         for new, was in zip((self._keys, self._values), old, strict=True):
             new[:, :, : self._column] = was[:, :, : self._column].index_select(1, spread)
