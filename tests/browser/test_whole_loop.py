@@ -31,6 +31,7 @@ def started(tmp_path: Path) -> Iterator[Installation]:
 def page(started: Installation, chromium: Browser) -> Iterator[Page]:
     """A page in a real Chromium in which nothing may go wrong unseen."""
     problems: list[str] = []
+    expect.set_options(timeout=MINUTE)
     page = chromium.new_page(viewport={"width": 1366, "height": 850})
     page.set_default_timeout(MINUTE)
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -49,7 +50,7 @@ def judge(page: Page, times: int) -> None:
         page.wait_for_timeout(200)  # a key that follows the pair too fast is not taken for a judgment of it
         before = int(tally.get_attribute("data-tally") or 0)
         page.keyboard.press("ArrowLeft" if i % 2 else "ArrowRight")
-        expect(tally).to_have_attribute("data-tally", str(before + 1), timeout=MINUTE)
+        expect(tally).to_have_attribute("data-tally", str(before + 1))
 
 
 def test_from_the_console_link_to_pairs_of_a_promoted_policy(started: Installation, page: Page):

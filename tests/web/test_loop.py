@@ -120,3 +120,11 @@ def test_before_there_is_a_policy_every_door_leads_to_the_preparation(house: Hou
     assert fragment.text.startswith('<div id="preparing"')
     ready = house.browser(cast.people["annotator"]).get(f"/p/{cast.project.slug}/preparing")
     assert ready.headers["hx-refresh"] == "true"
+
+
+def test_whoever_waits_for_the_first_project_is_led_to_it_once_it_is_there(house: House, cast: Cast) -> None:
+    """The owner may be quicker than the worker that makes the project."""
+    member = house.browser(cast.people["admin"])
+    assert member.get("/preparing", headers={"Sec-Fetch-Mode": "cors"}).headers["HX-Refresh"] == "true"
+    page = member.get("/preparing", headers={"Sec-Fetch-Mode": "navigate"})
+    assert (page.status_code, page.headers["location"]) == (303, "/")

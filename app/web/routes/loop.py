@@ -11,7 +11,7 @@ from app.store.models import Checkpoint, Project, Run
 from app.web.access import Policy, Visit, may
 from app.web.curves import curves_of
 from app.web.loop import State, next_step
-from app.web.pages import page
+from app.web.pages import page, wants_page
 
 router = APIRouter()
 SignedIn = Annotated[Visit, may(Policy.SIGNED_IN)]
@@ -33,7 +33,10 @@ def start(visit: SignedIn) -> Response:
 
 @router.get("/preparing")
 def preparing(visit: SignedIn) -> Response:
-    """What is being made ready before there is a project."""
+    """What is being made ready before there is a project; leads on to it once there is one."""
+    if projects.projects_of(visit.s, visit.account.id):
+        onward = RedirectResponse("/", 303)
+        return onward if wants_page(visit.request) else Response(headers={"HX-Refresh": "true"})
     return preparing_page(visit)
 
 
