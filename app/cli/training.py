@@ -34,7 +34,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's number, a
 PolicyName = Annotated[str, typer.Argument(metavar="POLICY", help="The policy's name, as v2, or its id.")]
 Values = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One field of the configuration, as learning_rate=0.001; for loop: ppo.kl_coef=0.1."),
+    typer.Option("--set", help="One field of the configuration, as learning_rate=0.001; for loop: ppo.beta=0.1."),
 ]
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -38,6 +39,15 @@ DISK = RunError(
 )
 
 logger = logging.getLogger("pairwright.worker")
+
+
+def _unexpected(error: Exception) -> RunError:
+    """A failure that nobody foresaw, by its kind: its words may quote what people wrote."""
+    return RunError(
+        kind="internal",
+        message=f"The worker could not go on with this run: {type(error).__name__}.",
+        mend="The worker's log has the details; mend what they name, then resume the run.",
+    )
 
 
 class Heartbeat(threading.Thread):
@@ -115,10 +125,13 @@ class Attempt:
             return False
         except PairwrightError as error:
             over = self._close(RunStatus.FAILED, error=RunError(kind="data", message=error.message, mend=error.mend))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            over = self._close(RunStatus.PAUSED, error=DISK)
+        except Exception as error:
+            # Whatever is wrong with one run is that run's failure: the worker goes on with the sampler and the others.
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                over = self._close(RunStatus.PAUSED, error=DISK)
+            else:
+                logger.exception("run %s failed outside its trainer", self.run_id)
+                over = self._close(RunStatus.FAILED, error=_unexpected(error))
         if over:
             self._release()
         return over
@@ -208,11 +221,17 @@ class Attempt:
         return self._close(RunStatus.PAUSED if error.kind == "disk" else RunStatus.FAILED, error=error)
 
     def _error(self, code: int) -> RunError:
-        if code < 0:
+        if code == -signal.SIGKILL:
             return RunError(
                 kind="memory",
-                message=f"The training process was killed by signal {-code}, most likely for want of memory.",
+                message="The training process was killed by signal 9, most likely for want of memory.",
                 mend="Use a smaller batch or a machine with more memory, then resume from the newest checkpoint.",
+            )
+        if code < 0:
+            return RunError(
+                kind="internal",
+                message=f"The training process died of signal {-code}.",
+                mend="log.txt in the run's directory has what it printed; the run can be resumed.",
             )
         try:
             return RunError.model_validate_json(self._dir.error.read_text(encoding="utf-8"))

@@ -22,6 +22,12 @@ def test_values_are_read_as_json_or_as_words():
     assert config_of(RunKind.PPO, values) == {"iterations": 3, "optimizer": "muon", "kl_budget": None, "beta": 0.05}
 
 
+def test_the_help_gives_an_example_that_works():
+    told = CliRunner().invoke(cli, ["train", "--help"], env={"COLUMNS": "300"}).output
+    assert "ppo.beta=0.1" in told
+    assert config_of(RunKind.PPO, ["ppo.beta=0.1"], prefix=True) == {"beta": 0.1}
+
+
 def test_the_loop_gives_each_run_its_own_values():
     values = ["ppo.iterations=3", "reward.log_every=1"]
     assert config_of(RunKind.PPO, values, prefix=True) == {"iterations": 3}

@@ -70,6 +70,21 @@ def test_a_trainer_that_ends_without_a_word_is_told_so(work, trainer):
     assert "code 1" in work.see(run).error["message"]
 
 
+def test_a_result_that_cannot_be_read_fails_the_run_and_not_the_worker(work, trainer):
+    trainer("finish(); d.result.write_text('no json')")
+    run = work.queue()
+    work.through(work.claim())
+    assert work.see(run).status == RunStatus.FAILED
+    assert "ValidationError" in work.see(run).error["message"]
+
+
+def test_a_crash_is_not_taken_for_want_of_memory(work, trainer):
+    trainer("os.kill(os.getpid(), signal.SIGSEGV)")
+    run = work.queue()
+    work.through(work.claim())
+    assert (work.see(run).error["kind"], "signal 11" in work.see(run).error["message"]) == ("internal", True)
+
+
 def test_a_full_disk_pauses_the_run_and_resuming_goes_on(work, trainer):
     trainer("fail('disk', 'The disk is full.') if times() == 1 else finish()")
     run = work.queue()
