@@ -112,6 +112,14 @@ def promote(s: Session, project_id: uuid.UUID, checkpoint_id: uuid.UUID, by: uui
 def roll_back(s: Session, project_id: uuid.UUID, by: uuid.UUID | None) -> Promotion:
     """Make the policy current that was so before the last promotion. Conflict when there is none."""
     project = _lock(s, project_id)
+    to = previous(s, project_id)
+    if to is None:
+        raise Conflict("There is no earlier policy to go back to.")
+    return _move(s, project, to, by, rolled_back=True)
+
+
+def previous(s: Session, project_id: uuid.UUID) -> uuid.UUID | None:
+    """The policy that a roll-back would make current; None when there is no earlier one."""
     # A promotion lays a policy on the pile, a roll-back takes the top one off.
     pile: list[uuid.UUID] = []
     for move in reversed(history(s, project_id)):
@@ -119,9 +127,7 @@ def roll_back(s: Session, project_id: uuid.UUID, by: uuid.UUID | None) -> Promot
             pile.pop()
         else:
             pile.append(move.checkpoint_id)
-    if len(pile) < 2:
-        raise Conflict("There is no earlier policy to go back to.")
-    return _move(s, project, pile[-2], by, rolled_back=True)
+    return pile[-2] if len(pile) > 1 else None
 
 
 def _move(s: Session, project: Project, to: uuid.UUID, by: uuid.UUID | None, *, rolled_back: bool) -> Promotion:

@@ -125,7 +125,21 @@ def test_promoting_and_rolling_back_move_the_pointer(admin, base, house, cast, m
     again = admin.post(f"{base}/policies/{second.id}/promote", headers=FETCHING)
     assert again.status_code == 409
     admin.post(f"{base}/policies/rollback")
-    assert "v1 current" in words_of(admin.get(f"{base}/policies").text)
+    page = words_of(admin.get(f"{base}/policies").text)
+    assert "v1 current" in page
+    assert "Roll back" not in page
+
+
+def test_the_roll_back_button_names_where_it_leads_each_time(admin, base, house, cast, make_with):
+    with house.store() as s:
+        make = make_with(s)
+        for _ in range(2):
+            make.policy(cast.project, promote=True)
+    for earlier in ("v2", "v1"):
+        assert f"Roll back to {earlier}" in words_of(admin.get(f"{base}/policies").text)
+        assert admin.post(f"{base}/policies/rollback").status_code == 303
+        assert f"{earlier} current" in words_of(admin.get(f"{base}/policies").text)
+    assert "Roll back" not in words_of(admin.get(f"{base}/policies").text)
 
 
 def test_a_run_that_failed_says_why_and_can_be_resumed(admin, base, house, cast, reward_model):

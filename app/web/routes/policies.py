@@ -31,6 +31,7 @@ def listing(visit: Researcher) -> Response:
         runs={run.id: run for run in runs.runs_of(s, project.id, 200)},
         dropped=comparisons.dropped(s, project.id),
         history=checkpoints.history(s, project.id),
+        previous=checkpoints.previous(s, project.id),
     )
 
 
