@@ -21,7 +21,7 @@ from app.core.vocabulary import Role
 from app.settings import Settings
 from app.store import accounts, projects
 from app.store.models import Account, Project
-from app.web.security import cookie_name
+from app.web.security import session_token
 
 
 class Policy(StrEnum):
@@ -118,7 +118,7 @@ def visit(request: Request, s: Session, policy: Policy) -> Visit:
 
 def signed_in(request: Request, s: Session) -> Account | None:
     """The account behind the request's cookie, if there is one."""
-    token = request.cookies.get(cookie_name(request.app.state.settings))
+    token = session_token(request)
     return accounts.account_of_session(s, token) if token else None
 
 

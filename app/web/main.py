@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     url = settings.database_url.get_secret_value() if settings.database_url else embedded.attach(settings.home)
     app = FastAPI(title="Pairwright", openapi_url=None, docs_url=None, redoc_url=None, max_body_size=LARGEST_FORM)
     app.state.settings = settings
+    app.state.key = settings.signing_key()
     app.state.engine = db.make_engine(url)
     app.state.sessions = db.session_factory(app.state.engine)
     for router in ROUTERS:

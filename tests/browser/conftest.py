@@ -14,6 +14,7 @@ from app.core.vocabulary import Role
 from app.store import accounts, checkpoints, judgments, projects
 from app.store.db import make_engine, session_factory
 from app.store.models import Account, Checkpoint, JudgmentRevision, Project
+from app.web.security import signed
 from tests.browser import server, stage
 from tests.conftest import _clone
 
@@ -136,7 +137,7 @@ class Desk:
         with self.sessions() as s:
             token = accounts.open_session(s, (account or self.person).id)
             s.commit()
-            return token
+            return signed(server.KEY, token)
 
     def open(self, context: BrowserContext | None = None, path: str = "/judge", **settings: object) -> Page:
         """The judge page, open and ready, or another page of the project."""

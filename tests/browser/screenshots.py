@@ -15,6 +15,7 @@ from app.core.vocabulary import RunKind
 from app.store import accounts, embedded, migrate, runs
 from app.store.db import make_engine, session_factory
 from app.store.models import Account
+from app.web.security import signed
 from tests.browser import server, stage
 
 FOLDER = server.ROOT / "docs" / "screenshots"
@@ -143,7 +144,7 @@ def signed_in(s: Session, account: Account) -> str:
     """A session of this person, as the cookie carries it."""
     token = accounts.open_session(s, account.id)
     s.commit()
-    return token
+    return signed(server.KEY, token)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import httpx
 from playwright.sync_api import Browser, Playwright
 
 ROOT = Path(__file__).parents[2]
+KEY = "a-key-for-browser-tests-0123456789"
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -51,6 +52,7 @@ def serve(database_url: str, home: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         environment = os.environ | {"PAIRWRIGHT_HOME": str(home), "PAIRWRIGHT_DATABASE_URL": database_url}
+        environment["PAIRWRIGHT_SECRET_KEY"] = KEY
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(listener.fileno())],
             cwd=ROOT,

@@ -19,7 +19,10 @@ import pytest
 from app.core.vocabulary import Role
 from app.store import accounts, claims
 from app.store.db import make_engine, session_factory
+from app.web.security import signed
 from tests.installation import ROOT, until
+
+KEY = "a-key-for-the-killed-web-0123456789"
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -31,6 +34,7 @@ class Killable:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.environment = os.environ | {"PAIRWRIGHT_DATABASE_URL": database_url, "PAIRWRIGHT_HOME": home}
+        self.environment["PAIRWRIGHT_SECRET_KEY"] = KEY
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -66,7 +70,7 @@ def test_every_acknowledged_judgment_is_there_and_none_twice(web, database_url, 
         for _ in range(kills):
             make.pair(project, policy)
         token = accounts.open_session(s, person.id)
-    cookies, headers = {"pairwright": token}, {"Sec-Fetch-Site": "same-origin", "HX-Request": "true"}
+    cookies, headers = {"pairwright": signed(KEY, token)}, {"Sec-Fetch-Site": "same-origin", "HX-Request": "true"}
     chance = random.Random(0)
     ledger: dict[str, str] = {}
 

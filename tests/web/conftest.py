@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.store import accounts
 from app.store.models import Account, Checkpoint, Project
 from app.web.main import create_app
+from app.web.security import signed
 
 HERE = "http://127.0.0.1"
 GOING = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "same-origin", "Accept": "text/html,application/xhtml+xml"}
@@ -54,7 +55,7 @@ class House:
         browser = TestClient(self.app, base_url=base, follow_redirects=False, headers=GOING)
         if account is not None:
             with self.store() as s:
-                browser.cookies.set("pairwright", accounts.open_session(s, account.id))
+                browser.cookies.set("pairwright", signed(self.app.state.key, accounts.open_session(s, account.id)))
         return browser
 
 

@@ -5,11 +5,12 @@ import logging
 import pytest
 from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
+from starlette.requests import Request
 
 from app.store import accounts, judgments
 from app.web.access import declared
 from app.web.routes import ROUTERS
-from app.web.security import HEADERS
+from app.web.security import HEADERS, session_token, signed
 from tests.web.conftest import FETCHING, GOING, Cast, House, judgment
 from tests.web.reading import tasks_of, words_of
 from tests.web.test_access import address, counts
@@ -138,6 +139,17 @@ def test_on_https_the_cookie_is_bound_to_host_and_line(open_house):
     assert browser.get("/").status_code == 200
 
 
+@pytest.mark.parametrize("forged", ["", ".", "a token", "a token.", "a token." + "0" * 64, "\u00e4.\u00e4"])
+def test_a_cookie_that_this_installation_did_not_sign_is_no_cookie(house: House, forged: str):
+    def token_of(cookie: str) -> str | None:
+        header = (b"cookie", f"pairwright={cookie}".encode("latin-1"))
+        return session_token(Request({"type": "http", "headers": [header], "app": house.app}))
+
+    assert token_of(forged) is None
+    assert token_of(signed(house.app.state.key, "a token")) == "a token"
+    assert token_of(signed("another key", "a token")) is None
+
+
 def test_a_sign_in_that_cannot_keep_its_cookie_says_why(open_house):
     house = open_house()
     owner(house)
@@ -183,8 +195,9 @@ def test_an_unforeseen_error_has_a_page_with_the_requests_id(broken: House, cast
 
 def test_a_database_that_is_down_is_a_pause_and_says_so(open_house):
     nowhere = SecretStr("postgresql://nobody:x@127.0.0.1:9/nothing")
-    browser = open_house(database_url=nowhere).browser()
-    browser.cookies.set("pairwright", "a token")
+    house = open_house(database_url=nowhere)
+    browser = house.browser()
+    browser.cookies.set("pairwright", signed(house.app.state.key, "a token"))
     page = browser.get("/p/a-project/judge")
     assert (page.status_code, page.headers["retry-after"]) == (503, "5")
     assert "does not answer right now" in page.text

@@ -12,7 +12,7 @@ from app.store.models import Account
 from app.web.access import Policy, Visit, may, signed_in
 from app.web.forms import AccountForm, FormModel, SignInForm
 from app.web.pages import go, local, page, render, wants_page
-from app.web.security import cookie_name, drop_cookie, set_cookie, why_no_cookie
+from app.web.security import drop_cookie, session_token, set_cookie, why_no_cookie
 
 router = APIRouter()
 Public = Annotated[Visit, may(Policy.PUBLIC)]
@@ -59,7 +59,7 @@ def sign_in(visit: Public, form: Annotated[SignInForm, Form()]) -> Response:
 @router.post("/sign-out")
 def sign_out(visit: Public, form: Annotated[FormModel, Form()]) -> Response:
     """Sign this browser out."""
-    token = visit.request.cookies.get(cookie_name(visit.settings))
+    token = session_token(visit.request)
     if token:
         accounts.close_session(visit.s, token)
     response = go(visit.request, "/sign-in")
@@ -98,9 +98,9 @@ def must_keep_cookie(visit: Visit) -> None:
 
 def welcome(visit: Visit, account: Account, where: str) -> Response:
     """A fresh session for every sign-in, so that nobody can plant one beforehand."""
-    old = visit.request.cookies.get(cookie_name(visit.settings))
+    old = session_token(visit.request)
     if old:
         accounts.close_session(visit.s, old)
     response = go(visit.request, quote(where, safe="/?=&%-_.~"))
-    set_cookie(response, visit.settings, accounts.open_session(visit.s, account.id))
+    set_cookie(response, visit.request, accounts.open_session(visit.s, account.id))
     return response
