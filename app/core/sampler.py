@@ -70,7 +70,8 @@ class SamplerClient:
             return False
 
     def _open(self, timeout: httpx.Timeout, connections: int = 1) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=connections)
+        # A connection for each request: one kept alive may be closed by the server just when it is used again.
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
         transport = httpx.AsyncHTTPTransport(uds=self._uds, limits=limits)
         # No proxy from the environment: the address is where the sampler is.
         return httpx.AsyncClient(transport=transport, base_url=self._base, timeout=timeout, trust_env=False)

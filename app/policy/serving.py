@@ -23,8 +23,8 @@ from app.policy.engine import MAX_BATCH, Generation, generate
 
 KEPT = 2
 LONGEST_QUEUE = 1024
-GATHER_S = 0.004
-"""How long the first request of a batch waits for company."""
+GATHER_S, LONGEST_GATHER_S = 0.003, 0.03
+"""A batch begins when so long nobody has joined it, or at the latest after so long."""
 
 logger = logging.getLogger("pairwright.sampler")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -116,13 +116,22 @@ class Batcher(threading.Thread):
         while not self._stopped:
             if not self._waiting and (first := self._arriving.get()) is not None:
                 self._waiting.append(first)
-                time.sleep(GATHER_S)
-            self._drain()
+            self._gather()
             if self._waiting and not self._stopped:
                 self._answer(self._next_batch())
         self._drain()
         for request in self._waiting:
             _settle(request, error=Unavailable("The sampler is stopping."))
+
+    def _gather(self) -> None:
+        """Wait for those who come together: a crowd's requests arrive one after the other."""
+        latest = time.monotonic() + LONGEST_GATHER_S
+        self._drain()
+        seen = -1
+        while seen < len(self._waiting) < MAX_BATCH and time.monotonic() < latest and not self._stopped:
+            seen = len(self._waiting)
+            time.sleep(GATHER_S)
+            self._drain()
 
     def _drain(self) -> None:
         while True:
