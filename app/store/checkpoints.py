@@ -150,6 +150,11 @@ def _move(s: Session, project: Project, to: uuid.UUID, by: uuid.UUID | None, *, 
     return move
 
 
+def ever_promoted(s: Session, project_id: uuid.UUID) -> frozenset[uuid.UUID]:
+    """The policies that were current at some time."""
+    return frozenset(s.scalars(select(Promotion.checkpoint_id).where(Promotion.project_id == project_id)))
+
+
 def history(s: Session, project_id: uuid.UUID) -> list[Promotion]:
     """The moves of the pointer, newest first."""
     return list(s.scalars(select(Promotion).where(Promotion.project_id == project_id).order_by(Promotion.id.desc())))

@@ -58,7 +58,7 @@ def enqueue(
     if policy_id is not None:
         _check_kind(checkpoints.checkpoint(s, project_id, policy_id), CheckpointKind.POLICY)
     if kind == RunKind.REWARD:
-        snapshot_id = _checked_snapshot(s, project_id, by).id
+        snapshot_id = _checked_snapshot(s, project, by).id
         reward_model_id = after_run_id = None
     if kind == RunKind.PPO:
         reward_model_id = _reward_model_of(s, project_id, reward_model_id, after_run_id)
@@ -120,8 +120,8 @@ def _check_train_prompts(s: Session, project_id: uuid.UUID) -> None:
         raise Invalid("There are no prompts to practise on.", "Import some first.")
 
 
-def _checked_snapshot(s: Session, project_id: uuid.UUID, by: uuid.UUID | None) -> Snapshot:
-    frozen = snapshots.freeze(s, project_id, by)
+def _checked_snapshot(s: Session, project: Project, by: uuid.UUID | None) -> Snapshot:
+    frozen = snapshots.freeze(s, project.id, by)
     if frozen.train < MIN_TRAIN:
         raise Invalid(
             f"{frozen.train} judged {'pair' if frozen.train == 1 else 'pairs'} cannot teach a reward model;"
@@ -131,7 +131,7 @@ def _checked_snapshot(s: Session, project_id: uuid.UUID, by: uuid.UUID | None) -
     if frozen.heldout < MIN_HELDOUT:
         raise Invalid(
             "No judged pair belongs to a held-out prompt, so nothing could be said about how good the model is.",
-            "Judge more pairs; about one in ten is held out.",
+            f"Judge more pairs; about {100 * project.heldout_share:.3g} % are held out.",
         )
     return frozen
 
@@ -456,6 +456,12 @@ def samples(s: Session, run_id: uuid.UUID) -> list[RunSample]:
     """The logged answers by step and prompt."""
     query = select(RunSample).where(RunSample.run_id == run_id).order_by(RunSample.step, RunSample.prompt_id)
     return list(s.scalars(query, execution_options={"populate_existing": True}))
+
+
+def learnt_from(s: Session, project_id: uuid.UUID, run_id: uuid.UUID | None) -> int:
+    """How many judgments on training prompts a run was given, ties and both-bad included; 0 without a run."""
+    query = select(Snapshot.train).join(Run, Run.snapshot_id == Snapshot.id)
+    return s.scalars(query.where(Run.project_id == project_id, Run.id == run_id)).one_or_none() or 0
 
 
 def runs_of(s: Session, project_id: uuid.UUID, limit: int = 50) -> list[Run]:

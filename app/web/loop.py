@@ -1,5 +1,6 @@
 """What now: the one next step of a project, drawn from its live numbers."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,15 @@ GOOD_START = 300
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What may be done instead: a link (`href`) or a button that posts (`post`)."""
+
+    action: str
+    href: str = ""
+    post: str = ""
+
+
+@dataclass(frozen=True)
 class Step:
     """The next step: a claim, its reason, and one action, a link (`href`) or a button that posts (`post`)."""
 
@@ -24,14 +34,15 @@ class Step:
     href: str = ""
     post: str = ""
     here: str = "judgments"
-    aside: str = ""
-    aside_href: str = ""
-    aside_post: str = ""
+    asides: tuple[Aside, ...] = ()
 
 
 @dataclass(frozen=True)
 class State:
-    """What the next step is drawn from. Runs, policies and reward models newest first."""
+    """What the next step is drawn from. Runs, policies and reward models newest first.
+
+    `promoted` are the policies that were ever current, `learnt_from` the training judgments of the newest reward model.
+    """
 
     base: str
     ready: int
@@ -40,6 +51,9 @@ class State:
     policies: Sequence[Checkpoint]
     reward_models: Sequence[Checkpoint]
     current: Checkpoint | None
+    promoted: frozenset[uuid.UUID]
+    learnt_from: int
+    heldout_share: float
     may_train: bool
 
 
@@ -62,34 +76,45 @@ def watch(state: State, run: Run) -> Step:
     name = f"{KINDS[run.kind]} {run.number}"
     href = f"{state.base}/runs/{run.id}"
     here = {RunKind.REWARD: "reward", RunKind.PPO: "policy", RunKind.SFT: "policy"}[run.kind]
-    aside = {"aside": "Judge meanwhile", "aside_href": f"{state.base}/judge"} if state.may_train else {}
+    asides = (Aside("Judge meanwhile", f"{state.base}/judge"),) if state.may_train else ()
     if run.status is RunStatus.PAUSED:
         why = (run.error or {}).get("message", "It waits for a person.")
-        return Step(f"{name} is paused.", why, f"Open {name}", href, here=here, **aside)
+        return Step(f"{name} is paused.", why, f"Open {name}", href, here=here, asides=asides)
     if run.status is RunStatus.QUEUED:
-        return Step(f"{name} waits for the worker.", "It starts by itself.", f"Open {name}", href, here=here, **aside)
+        why = "It starts by itself."
+        return Step(f"{name} waits for the worker.", why, f"Open {name}", href, here=here, asides=asides)
     left = f"{duration(run.seconds_left)} left. " if run.seconds_left is not None else ""
     why = f"{left}What it makes takes effect only when it is promoted, and judging goes on meanwhile."
-    return Step(f"{name} is training.", why, f"Watch {name}", href, here=here, **aside)
+    return Step(f"{name} is training.", why, f"Watch {name}", href, here=here, asides=asides)
 
 
 def mend(state: State, run: Run) -> Step:
-    """The newest run failed: say why, and lead to it."""
+    """The newest run failed: say why, and lead to it; another training is one click away."""
     name = f"{KINDS[run.kind]} {run.number}"
     error = run.error or {}
     why = " ".join(part for part in (error.get("message"), error.get("mend")) if part)
-    aside = {"aside": "Judge", "aside_href": f"{state.base}/judge"} if state.may_train else {}
+    judge = (Aside("Judge", f"{state.base}/judge"),) if state.may_train else ()
     return Step(
-        f"{name} stopped.", f"{why} Nothing else was touched.", f"Open {name}", f"{state.base}/runs/{run.id}", **aside
+        f"{name} stopped.",
+        f"{why} Nothing else was touched.",
+        f"Open {name}",
+        f"{state.base}/runs/{run.id}",
+        asides=(*judge, *train_again(state)),
     )
 
 
+def train_again(state: State) -> tuple[Aside, ...]:
+    """Training as the other thing to do, where it may be done and there are enough judgments for it."""
+    enough = state.summary.train >= MIN_TRAIN and state.summary.heldout >= MIN_HELDOUT
+    return (Aside("Train again", post=f"{state.base}/train"),) if state.may_train and enough else ()
+
+
 def unpromoted(state: State) -> Checkpoint | None:
-    """The newest policy, if it came after the current one."""
+    """The newest policy, if it never was the current one: what was promoted and rolled back from was decided on."""
     if state.current is None or not state.policies:
         return None
     newest = state.policies[0]
-    return newest if newest.number > state.current.number else None
+    return None if newest.id in state.promoted else newest
 
 
 def promote(state: State, candidate: Checkpoint) -> Step:
@@ -110,15 +135,14 @@ def promote(state: State, candidate: Checkpoint) -> Step:
         action,
         post=f"{where}/{candidate.id}/promote",
         here="policy",
-        aside="Look at it first",
-        aside_href=where,
+        asides=(Aside("Look at it first", where), *train_again(state)),
     )
 
 
 def train_or_judge(state: State) -> Step:
     """Enough new judgments: train. Else: judge, and how many are missing."""
     have, base = state.summary.train, state.base
-    used = int(state.reward_models[0].metrics.get("pairs_train") or 0) if state.reward_models else 0
+    used = state.learnt_from
     new = max(0, have - used)
     missing = max(0, MIN_TRAIN - have)
     if not state.may_train:
@@ -134,13 +158,15 @@ def train_or_judge(state: State) -> Step:
         why = f"{have} judged so far. A reward model needs {MIN_TRAIN} to start; about {GOOD_START} make a good one."
         return Step(f"{missing} more judgments until a first training.", why, "Judge more pairs", f"{base}/judge")
     if state.summary.heldout < MIN_HELDOUT:
-        why = "None fell on a held-out prompt yet, so nothing could say how good a reward model is. One in ten does."
+        share = f"About {100 * state.heldout_share:.3g} % do."
+        why = f"None fell on a held-out prompt yet, so nothing could say how good a reward model is. {share}"
         return Step("Nearly ready to train.", why, "Judge more pairs", f"{base}/judge")
-    train = {"post": f"{base}/train"}
     if new >= WORTH_TRAINING:
         since = "new judgments since the last one" if used else "judgments"
         why = f"{new} {since}, {counted(state)}"
-        return Step("Ready to train a reward model.", why, "Train reward model, then PPO", here="reward", **train)
+        return Step(
+            "Ready to train a reward model.", why, "Train reward model, then PPO", post=f"{base}/train", here="reward"
+        )
     if used:
         why = f"{new} new since the last reward model; {WORTH_TRAINING} are worth a training. {counted(state)}"
         return Step(
@@ -148,8 +174,7 @@ def train_or_judge(state: State) -> Step:
             why,
             "Judge more pairs",
             f"{base}/judge",
-            aside="Train now",
-            aside_post=f"{base}/train",
+            asides=(Aside("Train now", post=f"{base}/train"),),
         )
     why = f"Training pays from about {WORTH_TRAINING} judgments, and {GOOD_START} make a good reward model."
     return Step(
@@ -157,8 +182,7 @@ def train_or_judge(state: State) -> Step:
         why,
         "Judge more pairs",
         f"{base}/judge",
-        aside=f"Train with {have}",
-        aside_post=f"{base}/train",
+        asides=(Aside(f"Train with {have}", post=f"{base}/train"),),
     )
 
 

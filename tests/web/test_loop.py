@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.core.vocabulary import RunKind, RunStatus
+from app.core.vocabulary import CheckpointKind, RunKind, RunStatus, Verdict
+from app.store import accounts, checkpoints, runs
 from app.store.judgments import Summary
 from app.web.loop import State, next_step
 from tests.web.conftest import Cast, House
@@ -46,6 +47,9 @@ def state(**given: Any) -> State:
         "policies": [V1],
         "reward_models": [],
         "current": V1,
+        "promoted": frozenset({V1.id}),
+        "learnt_from": 0,
+        "heldout_share": 0.1,
         "may_train": True,
     }
     return State(**(values | given))
@@ -59,14 +63,18 @@ def state(**given: Any) -> State:
         ({"summary": summary(60)}, "Judge more pairs", "/p/a/judge"),
         ({"summary": summary(60, heldout=0)}, "Judge more pairs", "/p/a/judge"),
         ({"summary": summary(100)}, "Train reward model, then PPO", "/p/a/train"),
-        ({"summary": summary(150), "reward_models": [model(1, pairs_train=100)]}, "Judge more pairs", "/p/a/judge"),
+        ({"summary": summary(150), "reward_models": [model(1)], "learnt_from": 100}, "Judge more pairs", "/p/a/judge"),
         (
-            {"summary": summary(250), "reward_models": [model(1, pairs_train=100)]},
+            {"summary": summary(250), "reward_models": [model(1)], "learnt_from": 100},
             "Train reward model, then PPO",
             "/p/a/train",
         ),
         ({"policies": [V2, V1]}, "Promote v2", f"/p/a/policies/{V2.id}/promote"),
-        ({"policies": [V2, V1], "current": V2}, "Judge the first pairs", "/p/a/judge"),
+        (
+            {"policies": [V2, V1], "current": V2, "promoted": frozenset({V1.id, V2.id})},
+            "Judge the first pairs",
+            "/p/a/judge",
+        ),
         ({"summary": summary(100), "may_train": False}, "See the data", "/p/a/data"),
     ],
 )
@@ -91,7 +99,7 @@ def test_a_run_that_trains_comes_first_and_judging_goes_on():
     step = next_step(state(runs=[training], policies=[V2, V1]))
     assert step.title == "PPO 7 is training."
     assert step.why.startswith("6 min left")
-    assert step.aside_href == "/p/a/judge"
+    assert [aside.href for aside in step.asides] == ["/p/a/judge"]
 
 
 def test_a_run_that_failed_is_named_with_its_mend():
@@ -100,6 +108,56 @@ def test_a_run_that_failed_is_named_with_its_mend():
     step = next_step(state(runs=[failed], summary=summary(200)))
     assert step.title == "Reward model 7 stopped."
     assert "ran out of memory. Lower the batch size." in step.why
+    assert [(aside.action, aside.post) for aside in step.asides] == [("Judge", ""), ("Train again", "/p/a/train")]
+    assert [aside.action for aside in next_step(state(runs=[failed])).asides] == ["Judge"]
+
+
+def test_after_a_roll_back_the_loop_goes_on_to_the_next_training():
+    rolled_back = state(policies=[V2, V1], promoted=frozenset({V1.id, V2.id}), summary=summary(150))
+    assert next_step(rolled_back).action == "Train reward model, then PPO"
+
+
+def test_beside_a_candidate_stands_another_training():
+    step = next_step(state(policies=[V2, V1], summary=summary(150)))
+    assert step.action == "Promote v2"
+    assert [aside.action for aside in step.asides] == ["Look at it first", "Train again"]
+
+
+def test_the_held_out_share_is_the_projects_own():
+    assert next_step(state(summary=summary(60, heldout=0), heldout_share=0.25)).why.endswith("About 25 % do.")
+
+
+def test_ties_and_both_bad_are_not_new_again_after_a_training(house: House, cast: Cast, admin, make_with):
+    """What the reward model was given counts as used, whether or not it has a better side."""
+    with house.store() as s:
+        make = make_with(s)
+        cast.project = s.merge(cast.project)
+        for _ in range(114):
+            make.pair(cast.project, cast.policy)
+        for i in range(120):
+            make.judged(cast.project, cast.people["annotator"], (Verdict.TIE, Verdict.LEFT)[i % 2])
+        queued = runs.enqueue(s, cast.project.id, RunKind.REWARD, None)
+        kind, metrics = CheckpointKind.REWARD_MODEL, {"pairs_train": 50}
+        checkpoints.register(s, cast.project.id, kind, queued.id, None, "made", {}, metrics)
+        runs.request_cancel(s, cast.project.id, queued.id, None)
+    assert "0 new since the last reward model" in admin.get(f"/p/{cast.project.slug}").text
+
+
+def test_a_first_policy_from_elsewhere_is_not_called_the_starter(house: House, cast: Cast, admin):
+    page = admin.get(f"/p/{cast.project.slug}").text
+    assert "brought from elsewhere" in page
+    assert "starter" not in page
+
+
+def test_bringing_a_model_is_not_promised_in_seconds(open_house, make_with):
+    house = open_house(policy="some/model")
+    with house.store() as s:
+        token = accounts.issue_setup_token(s)
+        owner = accounts.create_owner(s, token, "olga", "a long enough password")
+    page = house.browser(owner).get("/preparing").text
+    assert "bringing the model" in page
+    assert "few seconds" not in page
+    assert "fine-tuning" not in page
 
 
 def test_the_home_page_offers_one_primary_action(house: House, cast: Cast, admin):

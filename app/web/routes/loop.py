@@ -45,7 +45,7 @@ def preparing_fragment(visit: Member) -> Response:
     """The state of the preparation; leads on once a policy writes."""
     if visit.project.current_policy_id is not None:
         return Response(headers={"HX-Refresh": "true"})
-    return page(visit, "loop/_preparing.html", run=starter_run(visit))
+    return page(visit, "loop/_preparing.html", run=starter_run(visit), brings=brings(visit))
 
 
 @router.get("/p/{slug}")
@@ -82,7 +82,14 @@ def home_of(visit: Visit, project: Project) -> str:
 def preparing_page(visit: Visit) -> Response:
     """The page that shows what is being prepared and leads on by itself."""
     run = starter_run(visit) if visit.at else None
-    return page(visit, "loop/preparing.html", here="loop", run=run, curves=curves_of(RunKind.SFT)[:1])
+    return page(
+        visit, "loop/preparing.html", here="loop", run=run, brings=brings(visit), curves=curves_of(RunKind.SFT)[:1]
+    )
+
+
+def brings(visit: Visit) -> bool:
+    """Whether the first policy is brought from elsewhere, not trained here. With a project it is there already."""
+    return visit.at is None and visit.settings.policy is not None
 
 
 def starter_run(visit: Visit) -> Run | None:
@@ -93,15 +100,18 @@ def starter_run(visit: Visit) -> Run | None:
 def state_of(visit: Visit) -> State:
     """Everything that the loop shows."""
     s, project = visit.s, visit.project
-    policies = checkpoints.policies(s, project.id)
+    policies, reward_models = checkpoints.policies(s, project.id), checkpoints.reward_models(s, project.id)
     return State(
         base=f"/p/{project.slug}",
         ready=comparisons.ready(s, project.id),
         summary=judgments.summary(s, project.id),
         runs=runs.runs_of(s, project.id, 6),
         policies=policies,
-        reward_models=checkpoints.reward_models(s, project.id),
+        reward_models=reward_models,
         current=next((policy for policy in policies if policy.id == project.current_policy_id), None),
+        promoted=checkpoints.ever_promoted(s, project.id),
+        learnt_from=runs.learnt_from(s, project.id, reward_models[0].run_id) if reward_models else 0,
+        heldout_share=project.heldout_share,
         may_train=visit.role is Role.ADMIN,
     )
 
