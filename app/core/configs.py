@@ -161,10 +161,10 @@ class PPOConfig(TrainConfig):
     iterations: int = Field(24, ge=1, description="Batches sampled and learnt from.")
     batch_size: int = Field(64, ge=2, description="Episodes (prompt and answer) in each iteration.")
     epochs: int = Field(2, ge=1, description="Passes over each batch.")
-    minibatches: int = Field(2, ge=1, description="Updates in each pass; the batch is divided evenly among them.")
+    minibatches: int = Field(4, ge=1, description="Updates in each pass; the batch is divided evenly among them.")
     micro_batch_size: int = Field(8, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
 
-    learning_rate: float = Field(3e-4, ge=0, description="Peak learning rate of the policy.")
+    learning_rate: float = Field(2e-4, ge=0, description="Peak learning rate of the policy.")
     value_learning_rate: float = Field(5e-4, ge=0, description="Peak learning rate of the value function.")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="AdamW throughout, or Muon on the hidden matrices and AdamW on the rest."
@@ -172,7 +172,7 @@ class PPOConfig(TrainConfig):
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="How the learning rates fall.")
     schedule_floor: float = Field(0.1, ge=0, le=1, description="Share of the peak learning rate at the end.")
     warmup_iterations: int = Field(3, ge=0, description="Iterations over which the learning rates rise.")
-    value_warmup: int = Field(2, ge=0, description="First iterations in which only the value function learns.")
+    value_warmup: int = Field(1, ge=0, description="First iterations in which only the value function learns.")
 
     temperature: float = Field(1.0, gt=0, le=5, description="Of rollouts; logits are divided by it wherever read.")
     max_tokens: int = Field(96, ge=1, le=4096, description="Longest sampled answer, in tokens.")
