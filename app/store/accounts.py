@@ -30,7 +30,8 @@ from app.store.models import (
 SETUP_LASTS = timedelta(days=1)
 INVITATION_LASTS = timedelta(days=7)
 SESSION_LASTS = timedelta(days=14)
-THROTTLE_ATTEMPTS, THROTTLE_WINDOW = 10, timedelta(minutes=5)
+# From one address, and from all of them: a stranger who guesses at a name does not lock its owner out.
+THROTTLE_BY_ADDRESS, THROTTLE_BY_NAME, THROTTLE_WINDOW = 10, 100, timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,30 @@ def create_owner(s: Session, token: str, username: str, password: str) -> Accoun
     return account
 
 
-def authenticate(s: Session, username: str, password: str) -> Account | None:
+def authenticate(s: Session, username: str, password: str, address: str = "") -> Account | None:
     """The account whose name and password these are, else None after the same work.
 
-    Raises TooMany after ten attempts at one name within five minutes. Commit even when it returns None: that is how
-    attempts are counted.
+    Raises TooMany after ten attempts at one name from one client's address within five minutes, or a hundred from all.
+    Commit even when it returns None: that is how attempts are counted.
     """
     key = credentials.username_key(username)
-    name_hash = credentials.token_hash(key)
+    # Always in this order: what holds the name's row never waits for another who holds it.
+    by_name, by_address = credentials.token_hash(key), credentials.token_hash(f"{key}\0{address}")
+    for name_hash, most in ((by_name, THROTTLE_BY_NAME), (by_address, THROTTLE_BY_ADDRESS)):
+        if _attempts(s, name_hash) > most:
+            raise TooMany("Too many attempts to sign in with this name.", "Wait five minutes and try again.")
+    account = s.scalars(select(Account).where(Account.username_key == key)).one_or_none()
+    if not credentials.password_matches(account.password_hash if account else None, password):
+        return None
+    s.execute(delete(SignInThrottle).where(SignInThrottle.name_hash.in_([by_name, by_address])))
+    return account if account is not None and account.deactivated_at is None else None
+
+
+def _attempts(s: Session, name_hash: bytes) -> int:
+    """Count an attempt; how many there were in the window."""
     stale = SignInThrottle.since < func.now() - THROTTLE_WINDOW
     # The row lock makes parallel guesses at one name queue up, so that each is counted before it is tried.
-    attempts = s.execute(
+    return s.execute(
         insert(SignInThrottle)
         .values(name_hash=name_hash, attempts=1)
         .on_conflict_do_update(
@@ -156,13 +170,6 @@ def authenticate(s: Session, username: str, password: str) -> Account | None:
         )
         .returning(SignInThrottle.attempts)
     ).scalar_one()
-    if attempts > THROTTLE_ATTEMPTS:
-        raise TooMany("Too many attempts to sign in with this name.", "Wait five minutes and try again.")
-    account = s.scalars(select(Account).where(Account.username_key == key)).one_or_none()
-    if not credentials.password_matches(account.password_hash if account else None, password):
-        return None
-    s.execute(delete(SignInThrottle).where(SignInThrottle.name_hash == name_hash))
-    return account if account is not None and account.deactivated_at is None else None
 
 
 def open_session(s: Session, account_id: uuid.UUID) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from app.core.errors import Conflict, Forbidden, Invalid, NotFound, PairwrightError, Unavailable
+from app.core.errors import Conflict, Forbidden, Invalid, NotFound, PairwrightError, TooMany, Unavailable
 from app.core.vocabulary import Role
 from app.web import words
 from app.web.access import SignInNeeded, Visit
@@ -24,9 +24,12 @@ STATUS: dict[type[PairwrightError], int] = {
     NotFound: 404,
     Conflict: 409,
     Invalid: 422,
+    TooMany: 429,
     Forbidden: 403,
     Unavailable: 503,
 }
+
+RETRY_AFTER = {429: "300", 503: "5"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def local(target: str | None) -> str:
 def refusal(request: Request, error: PairwrightError) -> Response:
     """An error where the person is looking: a notice for a script's request, a page for a person's."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
-    headers = {"Retry-After": "5"} if status == 503 else {}
+    headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if not wants_page(request):
         return HTMLResponse(render("_notice.html", {"message": error.message, "mend": error.mend}), status, headers)
     if status == 401 and request.method == "GET":

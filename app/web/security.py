@@ -4,7 +4,7 @@ import hmac
 import logging
 import time
 import traceback
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 import uuid_utils.compat
@@ -189,6 +189,16 @@ def set_cookie(response: Response, request: Request, token: str) -> None:
         httponly=True,
         samesite="lax",
     )
+
+
+def client_of(request: Request) -> str:
+    """Whose attempts count together: the client's address, of IPv6 the /64 that one household or server owns."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return str(ip_network((address, 64), strict=False)) if address.version == 6 else host
 
 
 def drop_cookie(response: Response, settings: Settings) -> None:

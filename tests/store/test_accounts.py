@@ -111,6 +111,19 @@ def test_the_eleventh_attempt_at_a_name_is_refused_until_the_window_has_passed(s
     assert accounts.authenticate(session, "Olga", PASSWORD).id == owner.id
 
 
+def test_a_strangers_wrong_guesses_do_not_lock_the_owner_out_until_there_are_a_hundred(session, owner, monkeypatch):
+    monkeypatch.setattr(credentials, "password_matches", lambda stored, password: password == PASSWORD)
+    for _ in range(10):
+        assert accounts.authenticate(session, "olga", "a wrong password", "203.0.113.9") is None
+    with pytest.raises(TooMany):
+        accounts.authenticate(session, "olga", "a wrong password", "203.0.113.9")
+    assert accounts.authenticate(session, "olga", PASSWORD, "192.0.2.1").id == owner.id
+    for i in range(100):
+        assert accounts.authenticate(session, "olga", "a wrong password", f"198.51.100.{i}") is None
+    with pytest.raises(TooMany):
+        accounts.authenticate(session, "olga", PASSWORD, "192.0.2.1")
+
+
 def test_a_session_token_leads_to_its_account_until_it_is_closed_or_expires(session, owner):
     token, other = accounts.open_session(session, owner.id), accounts.open_session(session, owner.id)
     assert token != other

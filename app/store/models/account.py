@@ -77,7 +77,10 @@ class SignIn(Base):
 
 
 class SignInThrottle(Base):
-    """How often one name was tried since `since`; the name is hashed, for people type passwords into that field."""
+    """How often one name was tried since `since`, from everywhere or from one address.
+
+    `name_hash` is of the name, or of the name and the address: people type passwords into that field.
+    """
 
     __tablename__ = "sign_in_throttle"
 

@@ -12,7 +12,7 @@ from app.store.models import Account
 from app.web.access import Policy, Visit, may, signed_in
 from app.web.forms import AccountForm, FormModel, SignInForm
 from app.web.pages import go, local, page, render, wants_page
-from app.web.security import drop_cookie, session_token, set_cookie, why_no_cookie
+from app.web.security import client_of, drop_cookie, session_token, set_cookie, why_no_cookie
 
 router = APIRouter()
 Public = Annotated[Visit, may(Policy.PUBLIC)]
@@ -47,7 +47,7 @@ def sign_in_page(visit: Public, next: str = "/") -> Response:
 def sign_in(visit: Public, form: Annotated[SignInForm, Form()]) -> Response:
     """Sign in; a wrong pair is answered alike for known and unknown names, and counted."""
     must_keep_cookie(visit)
-    account = accounts.authenticate(visit.s, form.username, form.password)
+    account = accounts.authenticate(visit.s, form.username, form.password, client_of(visit.request))
     if account is not None:
         return welcome(visit, account, local(form.next))
     # Returned, not raised: the transaction must commit, for it counts the attempt.
