@@ -1,11 +1,13 @@
 """The web application. Importing it brings no torch: what trains and samples are other processes."""
 
+import errno
 import logging
 from collections.abc import Mapping
 
+import psycopg
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
@@ -23,6 +25,7 @@ from app.web.routes import ROUTERS
 from app.web.security import BrokenPage, RequestLog, SafeHeaders, SameSiteOnly, secure
 
 LARGEST_FORM = 1 << 20
+DISK_FULL = Unavailable("The disk is full; nothing was stored.", "Free some space on the server, then try again.")
 
 
 class KeptFiles(StaticFiles):
@@ -68,8 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(PairwrightError, on_refusal)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_malformed)
-    app.add_exception_handler(DBAPIError, on_database_error)
-    app.add_exception_handler(PoolTimeout, on_database_error)
+    for kind in (DBAPIError, psycopg.Error, PoolTimeout):
+        app.add_exception_handler(kind, on_database_error)
+    app.add_exception_handler(OSError, on_system_error)
     # The last added stands outermost.
     app.add_middleware(SameSiteOnly, public_url=settings.public_url)
     app.add_middleware(RequestLog, broken=Broken())
@@ -87,6 +91,8 @@ def on_refusal(request: Request, error: Exception) -> Response:
 def on_http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses: an unknown address, a method that is not there, a body that is too large."""
     assert isinstance(error, HTTPException)
+    if disk_full(error.__cause__):
+        return refusal(request, DISK_FULL)
     if error.status_code == 404:
         return refusal(request, NotFound("There is no such page.", "The address may be mistyped, or the thing gone."))
     told: Mapping[int, PairwrightError] = {
@@ -107,9 +113,33 @@ def on_malformed(request: Request, error: Exception) -> Response:
 
 
 def on_database_error(request: Request, error: Exception) -> Response:
-    """A database that does not answer is a pause, not a fault of the request; anything else is ours."""
-    gone = isinstance(error, OperationalError | PoolTimeout) or getattr(error, "connection_invalidated", False)
+    """What the database refuses or cannot do: a full disk, a value that it cannot hold, an answer that does not come.
+
+    Anything else is ours. A bulk copy raises the driver's own errors.
+    """
+    if disk_full(error):
+        return refusal(request, DISK_FULL)
+    if isinstance(error, DataError | psycopg.DataError):
+        if any("\0" in str(value) for value in request.path_params.values()):
+            return refusal(request, NotFound("There is no such page."))
+        return refusal(request, Invalid("Something in this request cannot be stored.", "Nothing was changed."))
+    away = OperationalError | psycopg.OperationalError | PoolTimeout
+    gone = isinstance(error, away) or getattr(error, "connection_invalidated", False)
     if not gone:
         raise error
     message = "The database does not answer right now."
     return refusal(request, Unavailable(message, "Nothing was lost; this is tried again in a few seconds."))
+
+
+def on_system_error(request: Request, error: Exception) -> Response:
+    """A disk without room is said; anything else is ours."""
+    if not disk_full(error):
+        raise error
+    return refusal(request, DISK_FULL)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, the driver's inside SQLAlchemy's or the system's own, says that the disk has no room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(getattr(error, "orig", error), psycopg.errors.DiskFull)

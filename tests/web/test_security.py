@@ -1,7 +1,10 @@
 """What stands around every request: headers, other sites, the cookie, the log, failures."""
 
+import errno
 import logging
+import uuid
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
@@ -10,7 +13,7 @@ from starlette.requests import Request
 from app.store import accounts, judgments
 from app.web.access import declared
 from app.web.routes import ROUTERS
-from app.web.security import HEADERS, session_token, signed
+from app.web.security import HEADERS, client_of, session_token, signed
 from tests.web.conftest import FETCHING, GOING, Cast, House, judgment
 from tests.web.reading import tasks_of, words_of
 from tests.web.test_access import address, counts
@@ -228,3 +231,55 @@ def test_an_answer_of_200_means_that_the_commit_happened(house: House, cast: Cas
 def test_a_form_that_is_too_large_is_refused_in_words(house: House):
     answer = house.browser().post("/sign-in", data={"username": "a" * (2 << 20), "password": "b"})
     assert answer.status_code == 413
+
+
+def test_what_a_database_cannot_hold_is_refused_and_never_our_fault(house: House, cast: Cast, annotator, admin):
+    name = {"username": "a\0b", "password": "a long enough password"}
+    assert house.browser().post("/sign-in", data=name).status_code == 422
+    assert admin.get("/p/%00").status_code == 404
+    base = f"/p/{cast.project.slug}"
+    task = tasks_of(annotator.get(f"{base}/judge").text)[0]
+    skip = {"comparison_id": task["comparison"], "reason": "a\0b"}
+    assert annotator.post(f"{base}/skip", data=skip, headers=FETCHING).status_code == 422
+    assert admin.get(f"{base}/runs/{uuid.uuid4()}/metrics?after={10**30}").status_code == 422
+
+
+def test_a_full_disk_is_named_whether_the_database_or_the_upload_meets_it(
+    house: House, cast: Cast, annotator, admin, monkeypatch
+):
+    base = f"/p/{cast.project.slug}"
+    task = tasks_of(annotator.get(f"{base}/judge").text)[0]
+
+    def no_room(*_: object, **__: object) -> None:
+        raise OperationalError("INSERT", {}, psycopg.errors.DiskFull("could not extend file"))
+
+    def no_room_here(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.store.judgments.submit", no_room)
+        answer = annotator.post(f"{base}/judgments", data=judgment(task), headers=FETCHING)
+    assert answer.status_code == 503
+    assert "The disk is full; nothing was stored." in answer.text
+    for where in ("app.store.imports.import_jsonl", "starlette.datastructures.UploadFile.write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, no_room_here)
+            answer = admin.post(f"{base}/data/import", data={"kind": "prompts"}, files={"file": ("a.jsonl", b"{}")})
+        assert (where, answer.status_code) == (where, 503)
+        assert "The disk is full; nothing was stored." in answer.text
+
+
+def test_too_many_attempts_answer_429_and_say_when_to_come_back(house: House, cast: Cast, monkeypatch):
+    monkeypatch.setattr("app.store.credentials.password_matches", lambda stored, password: False)
+    browser = house.browser()
+    answers = [browser.post("/sign-in", data={"username": "olga", "password": "wrong"}) for _ in range(11)]
+    assert [answer.status_code for answer in answers] == [401] * 10 + [429]
+    assert answers[-1].headers["retry-after"] == "300"
+
+
+@pytest.mark.parametrize(
+    ("host", "client"),
+    [("192.0.2.1", "192.0.2.1"), ("2001:db8::1:2", "2001:db8::/64"), ("testclient", "testclient")],
+)
+def test_attempts_count_together_by_address_or_network(host, client):
+    assert client_of(Request({"type": "http", "client": (host, 1)})) == client

@@ -3,7 +3,7 @@
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form
+from fastapi import APIRouter, Form, Query
 from sqlalchemy import select
 from starlette.responses import JSONResponse, Response
 
@@ -98,7 +98,7 @@ def samples(visit: Researcher, run_id: uuid.UUID) -> Response:
 
 
 @router.get("/runs/{run_id}/metrics")
-def metrics(visit: Researcher, run_id: uuid.UUID, after: int = 0) -> JSONResponse:
+def metrics(visit: Researcher, run_id: uuid.UUID, after: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> JSONResponse:
     """The logged steps after a row, for the curves."""
     run = runs.run(visit.s, visit.project.id, run_id)
     rows = runs.metrics_after(visit.s, run.id, after)
