@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,11 +47,22 @@ def _admin(url: str, statement: str) -> None:
         connection.execute(statement)
 
 
+def _drop(url: str, name: str) -> None:
+    """Drop a database and whoever is connected; an autovacuum there is the superuser's, and is waited for."""
+    for pause in (0.2, 0.5, 1, 2, 4, None):
+        try:
+            return _admin(url, f"DROP DATABASE {name} WITH (FORCE)")
+        except psycopg.errors.InsufficientPrivilege:
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
 def _clone(url: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     _admin(url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield _named(url, name)
-    _admin(url, f"DROP DATABASE {name} WITH (FORCE)")
+    _drop(url, name)
 
 
 @pytest.fixture
@@ -65,7 +77,7 @@ def empty_database_url(server_url: str) -> Iterator[str]:
     name = f"empty_{uuid.uuid4().hex}"
     _admin(server_url, f"CREATE DATABASE {name} TEMPLATE template0")
     yield _named(server_url, name)
-    _admin(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    _drop(server_url, name)
 
 
 @pytest.fixture(scope="session")
