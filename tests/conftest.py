@@ -51,11 +51,13 @@ def _drop(url: str, name: str) -> None:
     """Drop a database and whoever is connected; an autovacuum there is the superuser's, and is waited for."""
     for pause in (0.2, 0.5, 1, 2, 4, None):
         try:
-            return _admin(url, f"DROP DATABASE {name} WITH (FORCE)")
+            _admin(url, f"DROP DATABASE {name} WITH (FORCE)")
         except psycopg.errors.InsufficientPrivilege:
             if pause is None:
                 raise
             time.sleep(pause)
+        else:
+            return
 
 
 def _clone(url: str) -> Iterator[str]:
