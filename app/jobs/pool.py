@@ -38,7 +38,7 @@ class Plan:
     checkpoint_id: uuid.UUID
     model: str
     sampling: SamplingSettings
-    prompts: Sequence[tuple[uuid.UUID, list[Message]]]
+    prompts: Sequence[tuple[uuid.UUID, list[Message], float]]
 
 
 class Pool(threading.Thread):
@@ -86,7 +86,7 @@ def refill(sessions: sessionmaker[Session], client: SamplerClient, project_id: u
         return None
     requests = [
         CompletionRequest(plan.model, messages, plan.sampling, secrets.randbelow(2**31))
-        for _, messages in plan.prompts
+        for _, messages, _ in plan.prompts
         for _ in range(2)
     ]
     results = client.complete(requests)
@@ -116,7 +116,7 @@ def _plan(session: Session, project_id: uuid.UUID) -> Plan | None:
         project.current_policy_id,
         model,
         SamplingSettings.model_validate(project.sampling),
-        [(prompt.id, prompt.messages) for prompt in drawn],
+        [(prompt.id, prompt.messages, probability) for prompt, probability in drawn],
     )
 
 
@@ -132,7 +132,7 @@ def _store(
     if project.current_policy_id != plan.checkpoint_id:
         return 0
     added, drops = 0, Counter[DropCause]()
-    for i, (prompt_id, _) in enumerate(plan.prompts):
+    for i, (prompt_id, _, probability) in enumerate(plan.prompts):
         pair = results[2 * i : 2 * i + 2]
         whole = [result for result in pair if isinstance(result, CompletionResult)]
         if len(whole) < 2:
@@ -142,7 +142,7 @@ def _store(
             continue
         seeds = [request.seed for request in requests[2 * i : 2 * i + 2]]
         completions = [_completion(plan, seed, result) for seed, result in zip(seeds, whole, strict=True)]
-        comparisons.add_sampled_pair(session, project, prompt_id, completions)
+        comparisons.add_sampled_pair(session, project, prompt_id, completions, probability=probability)
         added += 1
     for cause, n in drops.items():
         comparisons.count_dropped(session, plan.project_id, plan.checkpoint_id, cause, n)

@@ -1,8 +1,10 @@
 """Prompts and demonstrations."""
 
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -83,18 +85,29 @@ def counts(s: Session, project_id: uuid.UUID) -> PromptCounts:
     return PromptCounts(by_split.get(Split.TRAIN, 0), by_split.get(Split.HELDOUT, 0), demonstrations)
 
 
-def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None = Split.TRAIN) -> list[Prompt]:
+class Drawn(NamedTuple):
+    """A prompt and the probability of the draw that chose it."""
+
+    prompt: Prompt
+    probability: float
+
+
+def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None = Split.TRAIN) -> list[Drawn]:
     """The next n prompts of a random round that visits each before any comes twice; None draws from both splits.
 
-    Several workers may draw at once and get different ones.
+    The probability of a draw is one over the number of prompts that were as seldom drawn; from both splits it is that
+    on the prompt's side, times the side's share. Several workers may draw at once and get different ones.
     """
     # One side at a time, in the proportion of the sides, so that each draw is a walk along its index.
     if split is None:
-        heldout_share = s.scalars(select(Project.heldout_share).where(Project.id == project_id)).one()
+        share = s.scalars(select(Project.heldout_share).where(Project.id == project_id)).one()
         held = s.scalars(select(func.random()).select_from(func.generate_series(1, n)))
-        wanted = sum(draw < heldout_share for draw in held)
-        both = draw_prompts(s, project_id, wanted, Split.HELDOUT)
-        return both + draw_prompts(s, project_id, n - len(both), Split.TRAIN)
+        wanted = sum(draw < share for draw in held)
+        heldout = draw_prompts(s, project_id, wanted, Split.HELDOUT)
+        train = draw_prompts(s, project_id, n - len(heldout), Split.TRAIN)
+        return [Drawn(prompt, share * p) for prompt, p in heldout] + [
+            Drawn(prompt, (1 - share) * p) for prompt, p in train
+        ]
     chosen = (
         select(Prompt.id)
         .where(Prompt.project_id == project_id, Prompt.split == split)
@@ -104,4 +117,19 @@ def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None 
         .cte("chosen")
     )
     drawn = update(Prompt).where(Prompt.id.in_(select(chosen.c.id))).values(drawn=Prompt.drawn + 1).returning(Prompt)
-    return list(s.scalars(drawn, execution_options={"populate_existing": True}))
+    found = list(s.scalars(drawn, execution_options={"populate_existing": True}))
+    # What could have been drawn instead is what still stands where ours stood before.
+    pools = Counter(prompt.drawn - 1 for prompt in found)
+    others = (
+        select(Prompt.drawn, func.count())
+        .where(
+            Prompt.project_id == project_id,
+            Prompt.split == split,
+            Prompt.drawn.in_(list(pools)),
+            Prompt.id.not_in([prompt.id for prompt in found]),
+        )
+        .group_by(Prompt.drawn)
+    )
+    for level, count in s.execute(others) if found else ():
+        pools[level] += count
+    return [Drawn(prompt, 1 / pools[prompt.drawn - 1]) for prompt in found]

@@ -7,7 +7,7 @@ from app.core.sampler import CompletionRequest, CompletionResult, SamplerFailure
 from app.core.vocabulary import DropCause, FinishReason, Split
 from app.jobs.pool import BATCH, FIRST_BATCH, NotServing, refill, why_not
 from app.store import checkpoints, comparisons, prompts
-from app.store.models import Completion, Prompt
+from app.store.models import Comparison, Completion, Prompt
 
 
 class Sampler:
@@ -78,6 +78,17 @@ def test_a_pair_is_one_prompt_twice_from_different_seeds_with_its_whole_provenan
         assert (stored.finish_reason, stored.chat_template_hash) == ("stop", "ab" * 32)
 
 
+def test_a_pair_carries_the_probability_of_its_draw(sessions, project):
+    refill(sessions, Sampler(), project.id)
+    with sessions() as s:
+        counts = prompts.counts(s, project.id)
+        sides = {Split.TRAIN: 0.9 / counts.train, Split.HELDOUT: 0.1 / counts.heldout}
+        stored = s.query(Comparison).filter_by(project_id=project.id).all()
+        for pair in stored:
+            assert pair.probability == pytest.approx(sides[s.get_one(Prompt, pair.prompt_id).split])
+    assert len(stored) == FIRST_BATCH
+
+
 def test_prompts_come_from_both_sides_of_the_split(sessions, project):
     with sessions.begin() as s:
         s.merge(project).pool_target = 150
@@ -87,7 +98,7 @@ def test_prompts_come_from_both_sides_of_the_split(sessions, project):
         drawn = s.query(Prompt).filter(Prompt.project_id == project.id, Prompt.drawn > 0).all()
         heldout = sum(prompt.split == Split.HELDOUT for prompt in drawn)
         total = s.query(Prompt).filter_by(project_id=project.id, split=Split.HELDOUT).count()
-    assert len(drawn) == 150
+    assert sum(prompt.drawn for prompt in drawn) == 150  # by chance a side may come to its second round
     assert 0 < heldout <= total
 
 

@@ -71,6 +71,6 @@ def test_no_letter_carries_a_label_of_its_quality(tiny, sessions):
     prepare.first_start(tiny, sessions)
     with sessions() as s:
         [project] = projects.all_projects(s)
-        [prompt] = prompts.draw_prompts(s, project.id, 1, split=None)
+        [(prompt, _)] = prompts.draw_prompts(s, project.id, 1, split=None)
         assert prompt.source == "starter"
         assert set(prompt.messages[0]) == {"role", "content"}

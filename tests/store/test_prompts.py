@@ -66,19 +66,34 @@ def test_every_prompt_is_drawn_once_before_any_comes_twice(session, make):
     project = make.project(heldout_share=0.01)
     prompts.add_prompts(session, project, questions(20), "test")
     train = prompts.counts(session, project.id).train
-    drawn = Counter(prompt.id for _ in range(2) for prompt in prompts.draw_prompts(session, project.id, train))
+    drawn = Counter(prompt.id for _ in range(2) for prompt, _ in prompts.draw_prompts(session, project.id, train))
     assert set(drawn.values()) == {2}
     assert len(drawn) == train
+
+
+def test_a_draw_says_how_probable_it_was_among_what_the_round_had_left(session, make):
+    project = make.project(heldout_share=0.3)
+    prompts.add_prompts(session, project, questions(60), "test")
+    counts = prompts.counts(session, project.id)
+    first = prompts.draw_prompts(session, project.id, 5)
+    assert [one.probability for one in first] == [1 / counts.train] * 5
+    # Two of these come from the next round, in which only the first five stood yet.
+    rest = prompts.draw_prompts(session, project.id, counts.train - 3)
+    assert Counter(one.probability for one in rest) == {1 / (counts.train - 5): counts.train - 5, 1 / 5: 2}
+    for prompt, probability in prompts.draw_prompts(session, project.id, 4, split=None):
+        left = {Split.HELDOUT: 0.3 / counts.heldout, Split.TRAIN: 0.7 / (counts.train - 2)}[prompt.split]
+        assert probability == pytest.approx(left)
+    assert prompts.draw_prompts(session, make.project().id, 3) == []
 
 
 def test_a_draw_keeps_to_its_side_and_one_without_a_side_takes_both(session, make):
     project = make.project(heldout_share=0.3)
     prompts.add_prompts(session, project, questions(200), "test")
     for split in Split:
-        assert {one.split for one in prompts.draw_prompts(session, project.id, 10, split)} == {split}
+        assert {one.split for one, _ in prompts.draw_prompts(session, project.id, 10, split)} == {split}
     both = prompts.draw_prompts(session, project.id, 100, split=None)
     assert len(both) == 100
-    assert 10 <= sum(one.split == Split.HELDOUT for one in both) <= 50
+    assert 10 <= sum(one.split == Split.HELDOUT for one, _ in both) <= 50
 
 
 def test_workers_that_draw_at_once_get_different_prompts(database_url, make_with):
@@ -90,7 +105,7 @@ def test_workers_that_draw_at_once_get_different_prompts(database_url, make_with
 
     def draw(_):
         with sessions.begin() as s:
-            return [prompt.id for prompt in prompts.draw_prompts(s, project.id, 10)]
+            return [prompt.id for prompt, _ in prompts.draw_prompts(s, project.id, 10)]
 
     with ThreadPoolExecutor(4) as pool:
         drawn = [prompt_id for some in pool.map(draw, range(8)) for prompt_id in some]
