@@ -82,13 +82,13 @@ class RewardModel(nn.Module):
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch_size: int = 32
     ) -> Tensor:
         """Rewards of completions (token ids, end of sequence included), [B], clipped to +-settings.clip."""
-        raw = torch.cat(
-            [
-                self(*pack(prompts[i : i + batch_size], completions[i : i + batch_size], self.pad_id)).cpu()
-                for i in range(0, len(prompts), batch_size)
-            ]
-            or [torch.zeros(0)]
-        )
+        # Rows of like length are read together, so that little is padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+        raw = torch.zeros(len(order))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            packed = pack([prompts[i] for i in rows], [completions[i] for i in rows], self.pad_id)
+            raw[rows] = self(*packed).cpu()
         return ((raw - self.offset) * self.scale).clamp(-self.settings.clip, self.settings.clip)
 
     def write(self, folder: Path) -> None:
