@@ -15,7 +15,7 @@ from app.core.vocabulary import CheckpointKind, RunKind
 from app.jobs.bring import bring
 from app.policy.grammar import letters
 from app.settings import Settings
-from app.store import checkpoints, projects, prompts, runs
+from app.store import accounts, checkpoints, projects, prompts, runs
 from app.store.models import Project
 
 SLUG, NAME = "support", "Support replies"
@@ -65,6 +65,13 @@ SIZES = {
 
 def first_start(settings: Settings, sessions: sessionmaker[Session]) -> None:
     """Make the first project where there is none, in one transaction. Invalid where the wanted model cannot serve."""
+    _make_project(settings, sessions)
+    with sessions.begin() as session:
+        # Somebody may have become the owner while the project was being written.
+        accounts.let_owner_in(session)
+
+
+def _make_project(settings: Settings, sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         if projects.all_projects(session):
             return

@@ -128,11 +128,25 @@ def create_owner(s: Session, token: str, username: str, password: str) -> Accoun
         raise NotFound("This setup link is not valid.", "Restart `pairwright serve` for a fresh one.")
     account = _new_account(s, username, password)
     s.add(Owner(account_id=account.id))
-    for project_id in s.scalars(select(Project.id)):
-        join(s, project_id, account.id, Role.ADMIN)
     s.flush()
+    let_owner_in(s)
     audit.record(s, None, account.id, "owner.create", str(account.id))
     return account
+
+
+def let_owner_in(s: Session) -> None:
+    """Make the owner, if there is one, admin of each project that misses them.
+
+    Whoever commits a project calls it once more afterwards: an owner made meanwhile could not see that project. The
+    lock lasts until the commit, so of two callers the later one sees what the earlier one did.
+    """
+    s.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("owner joins", 0))))
+    the_owner = owner(s)
+    if the_owner is None:
+        return
+    theirs = select(Membership.project_id).where(Membership.account_id == the_owner.id)
+    for project_id in s.scalars(select(Project.id).where(Project.id.not_in(theirs))):
+        join(s, project_id, the_owner.id, Role.ADMIN)
 
 
 def authenticate(s: Session, username: str, password: str, address: str = "") -> Account | None:

@@ -10,7 +10,8 @@ from app.store import accounts, judgments, runs
 from app.store.claims import claim
 from app.store.judgments import Submission
 from app.store.models import Prompt
-from tests.browser import stage
+from app.web.security import signed
+from tests.browser import server, stage
 from tests.browser.conftest import settle, shown
 
 PAYLOADS = [
@@ -87,7 +88,7 @@ def test_guidelines_names_and_samples_are_text_on_every_other_page(desk_of, dial
         runs.append_samples(s, taken.id, taken.attempt, rows)
         # Ended, or its lease would run out and the next test's worker would be handed this run.
         runs.finish(s, taken.id, taken.attempt, stage.RunStatus.CANCELLED, {})
-        token = accounts.open_session(s, admin.id)
+        token = signed(server.KEY, accounts.open_session(s, admin.id))
         s.commit()
     context = desk.watch.context(token)
     for path in ("", "/judge", "/runs", f"/runs/{run.id}", "/policies", "/data", "/people"):

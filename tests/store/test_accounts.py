@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.core.errors import Conflict, Invalid, NotFound, PairwrightError, TooMany
 from app.core.vocabulary import Role
-from app.store import accounts, claims, credentials
+from app.store import accounts, claims, credentials, projects
 from app.store.db import make_engine, session_factory
 from app.store.models import Account, Invitation, Membership, Owner, SetupToken, SignIn, SignInThrottle, Slot
 
@@ -46,6 +46,22 @@ def test_a_setup_token_is_replaced_by_the_next_and_expires(session):
     expire(session, SetupToken)
     with pytest.raises(NotFound):
         accounts.create_owner(session, second, "Olga", PASSWORD)
+
+
+def test_an_owner_made_while_a_project_is_being_written_is_let_in_afterwards(database_url):
+    engine = make_engine(database_url)
+    sessions = session_factory(engine)
+    with sessions() as writing:
+        project = projects.create_project(writing, "support", "Support")
+        with sessions.begin() as s:
+            owner = accounts.create_owner(s, accounts.issue_setup_token(s), "ada", "a quiet green page")
+        writing.commit()
+    with sessions.begin() as s:
+        assert accounts.membership(s, project.id, owner.id) is None
+        accounts.let_owner_in(s)
+        accounts.let_owner_in(s)
+        assert accounts.membership(s, project.id, owner.id).role is Role.ADMIN
+    engine.dispose()
 
 
 def test_of_fifty_who_follow_the_setup_link_at_once_one_becomes_owner(database_url):
