@@ -95,7 +95,7 @@ def test_a_killed_web_process_is_back_while_connections_wait(prepared: Installat
 
 def test_a_killed_sampler_and_a_stale_socket_do_not_stop_the_pool(prepared: Installation):
     until((prepared.home / "sampler.sock").exists, 90, "the sampler listens")
-    [sampler] = prepared.processes("app.policy.server")
+    [sampler] = until(lambda: prepared.processes("app.policy.server"), 60, "the sampler runs")
     sampler.kill()
     gone(sampler)
     assert (prepared.home / "sampler.sock").exists(), "its socket is left behind"
@@ -116,7 +116,8 @@ def test_a_killed_database_is_back_with_all_that_was_there(prepared: Installatio
 
 
 def test_a_killed_supervisor_takes_everything_of_ours_with_it_and_the_next_start_recovers(prepared: Installation):
-    children = [prepared.processes(word)[0] for word in ("web", "worker", "app.policy.server")]
+    words = ("web", "worker", "app.policy.server")
+    children = [until(lambda word=word: prepared.processes(word), 60, f"{word} runs")[0] for word in words]
     prepared.process.kill()
     prepared.process.wait()
     assert all(gone(child) for child in children)
