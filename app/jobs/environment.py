@@ -47,9 +47,10 @@ def without_secrets(threads: int, source: Mapping[str, str] | None = None) -> di
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        # Threads that wait for each other sleep, not spin: with the cores shared by training, sampling and the web,
-        # spinning made a small run four times slower (69 s against 18 s, two cores, load 5).
+        # Threads that wait for each other spin for a moment, then sleep: docs/decisions/sharing-two-cores.md has the
+        # figures for sleeping at once and for spinning on.
         "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "30000",
     }
     if threads:
         kept |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
