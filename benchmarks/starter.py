@@ -19,6 +19,7 @@ from app.core.agreement import wilson
 from app.core.configs import SamplingSettings
 from app.core.records import RunDir, RunResult, RunSpec
 from app.core.vocabulary import RunKind
+from app.jobs.environment import without_secrets
 from app.policy.chat import decode, encode_prompt
 from app.policy.checker import Check, check
 from app.policy.checkpoint import load_policy, stop_ids
@@ -43,7 +44,8 @@ def train(seed: int, threads: int) -> tuple[RunResult, dict[str, float]]:
         for record in demonstrations(1, DEMONSTRATIONS, salt="benchmark"):
             file.write(record.model_dump_json() + "\n")
     before, started = os.times(), time.monotonic()
-    subprocess.run([sys.executable, "-m", "app.training", str(root)], check=True, cwd=report.ROOT)
+    command = [sys.executable, "-m", "app.training", str(root)]
+    subprocess.run(command, check=True, cwd=report.ROOT, env=without_secrets(threads))
     wall, after = time.monotonic() - started, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     shutil.rmtree(POLICY, ignore_errors=True)

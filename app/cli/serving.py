@@ -73,7 +73,8 @@ def worker() -> None:
             work(settings, url)
     except PairwrightError as error:
         typer.echo(f"error: {error.message} {error.mend}".rstrip(), err=True)
-        raise typer.Exit(supervisor.CANNOT_GO_ON) from None
+        # A database that has just died comes back: whoever started this worker starts it again.
+        raise typer.Exit(1 if isinstance(error, database.NoAnswer) else supervisor.CANNOT_GO_ON) from None
 
 
 def migrate() -> None:

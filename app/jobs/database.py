@@ -16,6 +16,10 @@ from app.store.db import make_engine
 logger = logging.getLogger("pairwright.supervisor")
 
 
+class NoAnswer(Unavailable):
+    """The database did not answer this time: it may be starting, restarting, or gone for a moment."""
+
+
 @contextmanager
 def opened(settings: Settings) -> Iterator[str]:
     """The URL of a database that answers. An embedded one is stopped by the last of its users."""
@@ -40,17 +44,20 @@ def revive(settings: Settings, url: str) -> None:
         check(url)
     except Unavailable:
         logger.error("the embedded database does not answer; starting it again")
-        embedded.start(settings.home)
+        try:
+            embedded.start(settings.home)
+        except Unavailable as error:
+            logger.error("%s %s Trying again.", error.message, error.mend)
 
 
 def check(url: str) -> None:
-    """Raise one clear line where the database does not answer, or not to us."""
+    """Raise one clear line where the database does not answer (NoAnswer), or not to us (Unavailable)."""
     engine = make_engine(url, pool_size=1)
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
     except OperationalError as error:
-        raise Unavailable(*_explain(url, str(error.orig))) from None
+        raise _explained(url, str(error.orig)) from None
     finally:
         engine.dispose()
 
@@ -65,15 +72,17 @@ def migrated(url: str) -> None:
     migrate.upgrade(url)
 
 
-def _explain(url: str, reason: str) -> tuple[str, str]:
+def _explained(url: str, reason: str) -> Unavailable:
     """What a refused connection means and what mends it; the password stays unsaid."""
     where = make_url(url)
     place = f"{where.host or 'the local socket'}:{where.port or 5432}"
     mend = "Correct PAIRWRIGHT_DATABASE_URL, or leave it unset for the embedded database."
     if "password" in reason or "authentication" in reason or ("role" in reason and "does not exist" in reason):
-        return f"The database at {place} refuses the user {where.username or 'without a name'} or its password.", mend
+        user = where.username or "without a name"
+        return Unavailable(f"The database at {place} refuses the user {user} or its password.", mend)
     if "database" in reason and "does not exist" in reason:
-        return f"The database at {place} holds no database named {where.database}.", f"Make it with createdb. {mend}"
+        message = f"The database at {place} holds no database named {where.database}."
+        return Unavailable(message, f"Make it with createdb. {mend}")
     if "resolve" in reason or "translate host" in reason:
-        return f"The database's host {where.host} is not known.", mend
-    return f"The database at {place} does not answer.", f"Start it, or open the way to it. {mend}"
+        return Unavailable(f"The database's host {where.host} is not known.", mend)
+    return NoAnswer(f"The database at {place} does not answer.", f"Start it, or open the way to it. {mend}")

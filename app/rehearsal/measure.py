@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -121,6 +121,14 @@ def measure_policies(prompts: Sequence[str], before: Answers, after: Answers, re
     }
 
 
+class Measured(NamedTuple):
+    """One turn's figures as documented, how often noisy labels agree with noiseless ones, and lines for a reader."""
+
+    figures: dict[str, Any]
+    label_agreement: float
+    lines: list[str]
+
+
 def measure(
     sft: Path,
     ppo: Path,
@@ -129,7 +137,7 @@ def measure(
     preferences: Path,
     sampling: SamplingSettings,
     seed: int,
-) -> tuple[dict[str, Any], list[str]]:
+) -> Measured:
     """All figures of one turn of the loop, and lines for a reader: the label noise and 20 random pairs."""
     prompts = heldout_prompts(prompts_file, PROMPTS, seed)
     before = load_policy(sft)
@@ -148,4 +156,4 @@ def measure(
             f"  after:  {after.texts[i]}",
             f"          ({mark})",
         ]
-    return figures, lines
+    return Measured(figures, agreement, lines)

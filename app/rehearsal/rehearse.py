@@ -28,6 +28,7 @@ class Rehearsal:
         self.say = say
         self.stages: dict[str, float] = {}
         self.judged = 0
+        self.label_agreement = float("nan")
         self._people: list[Person] = []
 
     @contextmanager
@@ -66,7 +67,7 @@ class Rehearsal:
             promoted = where.promote_newest()
         spec = where.spec(ppo)
         with self.stage("measuring"):
-            figures, lines = measure(
+            figures, self.label_agreement, lines = measure(
                 sft=where.folder(ppo, spec.policy),
                 ppo=where.home / "checkpoints" / promoted,
                 reward_model=where.folder(ppo, spec.reward_model),

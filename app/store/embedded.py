@@ -107,6 +107,7 @@ def stop(home: Path) -> bool:
         return False
     with _locked(root / "start.lock"):
         if not _release_and_ask_alone(root):
+            _disown(root)
             return False
         place = _place(root)
         pid = _pid_file_says(place)
@@ -380,6 +381,13 @@ def _launch(place: Place, durable: bool) -> None:
 
 # Kept so that a stopped server is reaped and never garbage-collected with a warning.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
+
+
+def _disown(root: Path) -> None:
+    """A server that we started and others still use is theirs to stop: Python need not warn that it runs on."""
+    child = _children.pop(_pid_file_says(_place(root)) or 0, None)
+    if child is not None:
+        child.returncode = child.poll() or 0
 
 
 def _reap(pid: int) -> None:

@@ -104,7 +104,10 @@ def test_a_killed_sampler_and_a_stale_socket_do_not_stop_the_pool(prepared: Inst
     until(lambda: ready(prepared) > before, 120, "the pool fills again")
 
 
-def test_a_killed_database_is_back_with_all_that_was_there(prepared: Installation):
+@pytest.mark.parametrize("moment", ["while the worker starts", "at work"])
+def test_a_killed_database_is_back_with_all_that_was_there(prepared: Installation, moment: str):
+    if moment == "at work":
+        until((prepared.home / "sampler.sock").exists, 90, "the sampler listens")
     before = ready(prepared)
     pid_file = prepared.home / "postgres" / "data" / "postmaster.pid"
     postmaster = pid_file.read_text().split()[0]
@@ -113,6 +116,7 @@ def test_a_killed_database_is_back_with_all_that_was_there(prepared: Installatio
     until(lambda: prepared.get("/readyz") == 200, 60, "the database is back")
     assert ready(prepared) >= before
     assert prepared.process.poll() is None
+    until(lambda: prepared.processes("worker"), 60, "a worker is at work")
 
 
 def test_a_killed_supervisor_takes_everything_of_ours_with_it_and_the_next_start_recovers(prepared: Installation):
