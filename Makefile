@@ -18,8 +18,10 @@ PYTEST := $(BIN)/python -m pytest
 
 export PYTHONDONTWRITEBYTECODE ?= 1
 export TOKENIZERS_PARALLELISM := false
-# Threads that wait for each other sleep instead of spinning: several processes share the cores.
+# Threads that wait for each other spin for a moment, then sleep: several processes share the cores
+# (docs/decisions/sharing-two-cores.md).
 export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 30000
 
 .PHONY: help run test test-slow lint suites bench screenshots lock settings clean
 

@@ -20,6 +20,7 @@ from app.core.configs import SamplingSettings
 from app.core.records import RunDir, RunResult, RunSpec
 from app.core.vocabulary import RunKind
 from app.jobs.environment import without_secrets
+from app.jobs.prepare import SIZES
 from app.policy.chat import decode, encode_prompt
 from app.policy.checker import Check, check
 from app.policy.checkpoint import load_policy, stop_ids
@@ -28,7 +29,7 @@ from app.policy.grammar import demonstrations, letters
 from benchmarks import report
 
 POLICY = report.ROOT / "build" / "starter"
-DEMONSTRATIONS, REPLIES = 18_000, 1_000
+DEMONSTRATIONS, REPLIES = SIZES["standard"].demonstrations, 1_000
 FRESH_SEED = 1_000_003  # letters that no training has seen
 
 

@@ -48,7 +48,7 @@ class SFTConfig(TrainConfig):
     max_steps: int | None = Field(None, ge=1, description="Stop after so many updates; empty: all of them.")
     batch_size: int = Field(32, ge=1, description="Demonstrations in each update.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Rows in one forward pass, for memory; empty: the whole batch."
+        None, ge=1, description="Most rows in one forward pass, for memory; empty: as many as are of like length."
     )
     max_length: int = Field(
         512, ge=8, description="Longest conversation with its answer, in tokens; longer ones are left out and counted."

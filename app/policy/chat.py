@@ -42,6 +42,41 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return [int(i) for i in ids]
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[list[int] | Invalid]:
+    """`encode_prompt` of many conversations, several times as fast; in place of each refused one stands its refusal."""
+    encoded: list[list[int] | Invalid] = []
+    for start in range(0, len(conversations), _TOGETHER):
+        some = conversations[start : start + _TOGETHER]
+        try:
+            _template(tokenizer)
+            with deadline(TEMPLATE_S):
+                encoded += _apply_all(tokenizer, [[dict(message) for message in each] for each in some])
+        except Exception:  # one of them, or the template: each one's own answer says which
+            encoded += [_encoded_or_refused(tokenizer, each) for each in some]
+    return encoded
+
+
+_TOGETHER = 256
+
+
+def _apply_all(tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, Any]]]) -> list[list[int]]:
+    if not all(conversations):
+        raise Invalid("A conversation needs at least one message.")
+    every: Any = tokenizer.apply_chat_template(
+        conversations, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+    )
+    return [[int(i) for i in ids] for ids in every]
+
+
+def _encoded_or_refused(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int] | Invalid:
+    try:
+        return encode_prompt(tokenizer, messages)
+    except Invalid as refusal:
+        return refusal
+
+
 def _apply(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, Any]]) -> Any:
     try:
         return tokenizer.apply_chat_template(

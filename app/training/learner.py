@@ -12,7 +12,7 @@ from app.core.configs import PPOConfig
 from app.core.errors import Invalid
 from app.core.records import PromptRecord
 from app.core.vocabulary import Split
-from app.policy.chat import decode, encode_prompt
+from app.policy.chat import decode, encode_prompts
 from app.policy.checkpoint import load_policy, stop_ids
 from app.policy.reward_model import load_reward_model, load_reward_tokenizer
 from app.training.critic import Judge, ValueFunction
@@ -160,13 +160,11 @@ class Learner:
         """Encode; what the template refuses or what leaves no room for a whole answer is left out, said aloud."""
         context = getattr(self.policy.config, "max_position_embeddings", None)
         kept, refused = [], 0
-        for record in records:
-            try:
-                ids = encode_prompt(self.tokenizer, record.prompt)
-            except Invalid:
+        every = encode_prompts(self.tokenizer, [r.prompt for r in records])
+        for record, ids in zip(records, every, strict=True):
+            if isinstance(ids, Invalid):
                 refused += 1
-                continue
-            if context is None or len(ids) + self._config.max_tokens <= context:
+            elif context is None or len(ids) + self._config.max_tokens <= context:
                 kept.append(Prompt(record.prompt_id, ids))
         if len(kept) < len(records):
             logger.warning(

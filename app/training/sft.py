@@ -25,7 +25,7 @@ from app.training.failures import RunFailure
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
 from app.training.run import Run
-from app.training.sft_data import Batch, Example, collate, encode, plan
+from app.training.sft_data import Batch, Example, collate, cuts, encode, plan
 
 PHASE = "train"
 
@@ -91,7 +91,7 @@ def train(run: Run[SFTConfig]) -> None:
     for step in range(first, total + 1):
         rows = [learnt[i] for i in batches[step - 1]]
         weight = 1 + (chosen.copy_weight - 1) * max(0.0, 1 - (step - 1) / (config.copy_weight_share * total))
-        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size or len(rows), tokenizer.pad_token_id)
+        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id)
         run.require_finite(step, loss=loss)
         factor = lr_factor(step - 1, total, config.warmup_steps, config.schedule)
         norm = optimizer.step(config.gradient_clip, factor)
@@ -140,15 +140,14 @@ def sharpen(model: PreTrainedModel, factor: float) -> None:
 
 
 def _accumulate(
-    model: PreTrainedModel, rows: Sequence[Example], copy_weight: float, micro: int, pad_id: int
+    model: PreTrainedModel, rows: Sequence[Example], copy_weight: float, micro: int | None, pad_id: int
 ) -> tuple[float, float]:
     """Add the gradient of one update's loss, the same whatever `micro`; the unweighted loss and accuracy."""
-    ordered = sorted(rows, key=len)
     weights = sum(sum(copy_weight if c else 1.0 for c in row.copied) for row in rows)
     count = sum(len(row.completion) for row in rows)
     loss = right = 0.0
-    for start in range(0, len(rows), micro):
-        batch = collate(ordered[start : start + micro], pad_id)
+    for some in cuts(rows, micro):
+        batch = collate(some, pad_id)
         logits, targets = completion_logits(model, batch)
         nll = F.cross_entropy(logits, targets, reduction="none")
         scale = torch.where(batch.copied[:, 1:][batch.targets[:, 1:]].to(nll.device), copy_weight, 1.0)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from app.core.errors import Invalid
 from app.core.records import DemonstrationRecord
-from app.policy.chat import encode_completion, encode_prompt
+from app.policy.chat import encode_completion, encode_prompts
 from app.training.order import derived_seed
 
 _BUCKET_BATCHES = 16
@@ -52,9 +53,11 @@ def encode(
     A completion's token counts as copied where its prompt holds it and fewer than half of all prompts do: names and
     numbers, not full stops.
     """
-    pairs = [
-        (r.prompt_id, encode_prompt(tokenizer, r.prompt), encode_completion(tokenizer, r.completion)) for r in records
-    ]
+    pairs = []
+    for record, prompt in zip(records, encode_prompts(tokenizer, [r.prompt for r in records]), strict=True):
+        if isinstance(prompt, Invalid):
+            raise prompt
+        pairs.append((record.prompt_id, prompt, encode_completion(tokenizer, record.completion)))
     kept = [(i, p, c) for i, p, c in pairs if len(p) + len(c) <= max_length]
     seen = Counter(token for _, prompt, _ in kept for token in set(prompt))
     telling = {token for token, count in seen.items() if count * 2 < len(kept)}
@@ -101,6 +104,26 @@ def plan(
         rng.shuffle(pool)
         drawn += pool
     return [*(drawn[i * rows : (i + 1) * rows] for i in range(steps)), *passes][:most]
+
+
+def cuts(examples: Sequence[Example], most: int | None) -> list[list[Example]]:
+    """The rows of an update, sorted by length and cut into forward passes of at most `most` rows (None: any number).
+
+    A row that would make a pass more than a fifth padding begins the next one, unless that left few rows to a pass.
+    """
+    passes: list[list[Example]] = []
+    real = 0
+    for example in sorted(examples, key=len):
+        full = not passes or len(passes[-1]) == most
+        if full or (len(passes[-1]) >= _FEW and len(example) * (len(passes[-1]) + 1) > 1.25 * (real + len(example))):
+            passes.append([])
+            real = 0
+        passes[-1].append(example)
+        real += len(example)
+    return passes
+
+
+_FEW = 12
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:

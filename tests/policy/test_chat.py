@@ -5,7 +5,7 @@ import pytest
 
 from app.core.errors import Invalid
 from app.policy import chat
-from app.policy.chat import decode, encode_completion, encode_prompt, template_hash
+from app.policy.chat import decode, encode_completion, encode_prompt, encode_prompts, template_hash
 from app.policy.checkpoint import PLAIN_TEMPLATE
 from app.policy.deadline import DeadlineExceeded, deadline
 from app.policy.starter import new_starter
@@ -83,6 +83,24 @@ def test_the_hash_is_of_the_templates_text(tokenizer):
 def test_an_empty_conversation_is_refused(tokenizer):
     with pytest.raises(Invalid, match="at least one message"):
         encode_prompt(tokenizer, [])
+
+
+def test_many_prompts_at_once_are_encoded_as_each_alone(tokenizer):
+    texts = [f"Order {number}: <|im_end|> where is it?" for number in range(600)]
+    together = encode_prompts(tokenizer, [user(text) for text in texts])
+    assert together == [encode_prompt(tokenizer, user(text)) for text in texts]
+
+
+def test_among_many_prompts_a_refused_one_is_named_and_the_others_are_encoded(tokenizer):
+    tokenizer.chat_template = (
+        "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}{{ messages[0].content }}"
+    )
+    first, second, empty, third = encode_prompts(tokenizer, [user("hello"), user("no"), [], user("bye")])
+    assert [tokenizer.decode(ids) for ids in (first, third)] == ["hello", "bye"]
+    assert isinstance(second, Invalid)
+    assert "not this" in second.message
+    assert isinstance(empty, Invalid)
+    assert "at least one message" in empty.message
 
 
 def test_without_a_template_it_is_said_how_to_get_one(tokenizer):

@@ -22,7 +22,7 @@ from app.policy.starter import new_starter
 from app.training.__main__ import main
 from app.training.failures import RunFailure
 from app.training.sft import Recipe, _accumulate, completion_logits, recipe, sharpen
-from app.training.sft_data import Example, collate, encode, plan
+from app.training.sft_data import Example, collate, cuts, encode, plan
 
 SMALL = {"starter": "tiny", "max_steps": 8, "batch_size": 8, "curriculum": 0.25, "threads": 1}
 RECORDS = list(demonstrations(seed=1, n=120, salt="s"))
@@ -198,6 +198,15 @@ def test_only_the_answer_is_a_target():
     assert batch.ids.tolist() == [[5, 5, 6, 6, 6], [5, 6, 0, 0, 0]]
     assert batch.targets.tolist() == [[False, False, True, True, True], [False, True, False, False, False]]
     assert batch.copied.tolist() == [[False, False, True, False, False], [False] * 5]
+
+
+def test_an_update_is_cut_so_that_little_of_a_pass_is_padding():
+    lengths = [10] * 12 + [11, 40, 9, 41, 44]
+    passes = cuts([example(1, length - 1) for length in lengths], None)
+    assert [[len(e) for e in part] for part in passes] == [[9, *[10] * 12, 11], [40, 41, 44]]
+    # A few rows make no pass of their own, however different they are.
+    assert [len(part) for part in cuts([example(1, 1), example(1, 30)], None)] == [2]
+    assert [len(part) for part in cuts([example(1, 1)] * 7, 3)] == [3, 3, 1]
 
 
 # ---- the loss ------------------------------------------------------------------------------------------------------
