@@ -6,6 +6,7 @@ same answer whatever the order of the judgments. All in double precision.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ hidden states, and the likelihood. `prior` multiplies all."""
 PRIORS = (0.35, 0.7, 1.0, 1.4)
 FOLDS = 5
 _LEAST_TIE = 1e-3
+_HALVINGS, _ROUNDING = 30, 1e-12
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ def start(design: Design, members: int) -> Fit:
 
 
 def newton_step(design: Design, fit: Fit, prior: float, share: Tensor, halve_ties: bool) -> Fit:
-    """One step for each member; `share` [M, P] weighs the pairs. Ties then move eta, unless they are halved."""
+    """One step for each member; `share` [M, P] weighs the pairs. Ties then move eta, unless they are halved.
+
+    A step that would make things worse is halved until it does not: far from a margin that is asked for, the loss is
+    so straight that Newton's method leaps over its minimum and back.
+    """
     x, tied, wrong = design.x, design.pairs.tied, design.smoothing
     learns_ties = fit.eta > 0 and not halve_ties
     bar = (fit.eta if learns_ties else 0.0) + design.pairs.asked.double()
@@ -85,22 +91,37 @@ def newton_step(design: Design, fit: Fit, prior: float, share: Tensor, halve_tie
     slope = torch.where(tied, tie * (won - lost), wrong * won - (1 - wrong) * lost)
     both = won * (1 - won), lost * (1 - lost)
     curvature = torch.where(tied, tie * (both[0] + both[1]), wrong * both[0] + (1 - wrong) * both[1])
+    posterior = partial(_posterior, design, share, prior, fit.eta if learns_ties else None)
     ranked = ranks(design.pairs)
     if ranked:  # softmax: the pairs of a choice carry its whole weight, and curb each other
         share, curvature = _whole(share, design.pairs), torch.where(design.pairs.choice != ALONE, lost, curvature)
     identity = torch.eye(x.shape[1], dtype=x.dtype) / prior**2
-    updated = []
+    directions = []
     for w, s, g, h, q in zip(fit.weight, share, slope, curvature, lost, strict=True):
         gradient = (s * g) @ x + w / prior**2
         hessian = (x * (s * h).unsqueeze(1)).T @ x + identity
         if ranked:
             mean, whole = _of_choices(x, s, q, design.pairs)
             hessian -= (mean * whole.unsqueeze(1)).T @ mean
-        updated.append(w - torch.cholesky_solve(gradient.unsqueeze(1), torch.linalg.cholesky(hessian))[:, 0])
-    weight = torch.stack(updated)
+        directions.append(torch.cholesky_solve(gradient.unsqueeze(1), torch.linalg.cholesky(hessian))[:, 0])
+    direction, length = torch.stack(directions), torch.ones(len(fit.weight), 1, dtype=x.dtype)
+    before = posterior(fit.weight)
+    for _ in range(_HALVINGS):
+        worse = posterior(fit.weight - length * direction) > before + _ROUNDING * before.abs()
+        if not bool(worse.any()):
+            break
+        length = torch.where(worse.unsqueeze(1), 0.5 * length, length)
+    weight = fit.weight - length * direction
     if not learns_ties:
         return Fit(weight, fit.eta)
     return Fit(weight, best_eta(weight.mean(0) @ x.T, design.pairs, wrong))
+
+
+def _posterior(design: Design, share: Tensor, prior: float, eta: float | None, weight: Tensor) -> Tensor:
+    """What each member minimises, [M]: minus the logarithm of its posterior, up to a constant."""
+    threshold = torch.tensor(eta, dtype=weight.dtype) if eta is not None else None
+    nll = objective(weight @ design.x.T, design.pairs, threshold, design.smoothing)
+    return (nll * share).sum(1) + 0.5 * weight.square().sum(1) / prior**2
 
 
 def _whole(share: Tensor, pairs: Pairs) -> Tensor:
