@@ -18,7 +18,15 @@ from app.rehearsal.floors import BagOfWords, accuracy
 from app.rehearsal.installation import Installation
 from benchmarks.report import write
 
-SETTINGS = ("kind=head", "initialise=scratch", "pooling=mean", "learning_rate=0.0005", "epochs=3", "max_length=512")
+SETTINGS = (
+    "kind=head",
+    "initialise=scratch",
+    "pooling=mean",
+    "learning_rate=0.0005",
+    "epochs=3",
+    "max_length=512",
+    "bad_rows=drop",
+)
 
 
 def main() -> None:

@@ -104,6 +104,8 @@ class RewardConfig(TrainConfig):
     A probe reads a frozen copy of the policy and fits linear scores to convergence; a head fine-tunes the whole model.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     checkpoint_every: int = Field(20, ge=1, description="Steps between whole checkpoints.")
     log_every: int = Field(1, ge=1, description="Steps between logged metrics.")
 
@@ -117,12 +119,46 @@ class RewardConfig(TrainConfig):
     ties: Literal["rao-kupper", "half"] = Field(
         "rao-kupper", description="Ties by a learnt threshold, or as half a win for each side. Both bad is a tie."
     )
+    rankings: Literal["pairs", "plackett-luce"] = Field(
+        "pairs",
+        description="A ranking of three or more without ties as all its pairs, or as choices from what is left "
+        "(Plackett-Luce). Rankings with ties are always pairs.",
+    )
+    votes: Literal["each", "averaged"] = Field(
+        "each",
+        description="Several votes on one comparison: each weighs as a judgment of its own, or they are averaged into "
+        "one soft label.",
+    )
+    strength_margin: float = Field(
+        0.0,
+        ge=0,
+        description="Margin in log-odds that a preference of strength 4 asks for; 1 asks for none, 2 and 3 for a third "
+        "and two thirds of it. 0: no margins.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of preferences taken to be the wrong way round. 0: none."
+    )
     max_length: int = Field(
         512, ge=8, description="Longest prompt and answer, in tokens; prompts lose their beginning."
+    )
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Judgments with an empty prompt or answer, or an answer longer than max_length: refuse to start, "
+        "or leave them out and count them.",
+    )
+    require_heldout: bool = Field(
+        True, description="Refuse to start where no judgment is left to measure on; off: train without those figures."
     )
     micro_batch_size: int = Field(32, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
     anchor_demonstrations: int = Field(
         128, ge=0, description="Demonstrations whose mean score becomes 0; with none, the mean of the compared answers."
+    )
+    members: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Linear scores that are averaged; more than one learn from judgments drawn with replacement, and "
+        "their spread says how sure the model is.",
     )
 
     likelihood: bool = Field(
@@ -130,9 +166,6 @@ class RewardConfig(TrainConfig):
     )
     contrast_prompts: int = Field(
         4, ge=0, le=64, description="Probe: other prompts that likelihoods are compared with."
-    )
-    members: int = Field(
-        1, ge=1, le=64, description="Probe: scores that are averaged; more than one are fitted to resampled judgments."
     )
     newton_steps: int = Field(10, ge=1, description="Probe: Newton steps of each fit.")
     prior: float | None = Field(
@@ -147,6 +180,23 @@ class RewardConfig(TrainConfig):
     learning_rate: float = Field(2e-5, ge=0, description="Head: peak learning rate, AdamW, linear to zero.")
     weight_decay: float = Field(0.0, ge=0, description="Head: weight decay.")
     warmup_share: float = Field(0.05, ge=0, le=1, description="Head: share of the updates in which the rate rises.")
+    calibration_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Head: share of the train prompts kept back to fit the temperature on. 0: fitted on the last third "
+        "of a single pass, each judgment scored before it is learnt from; after several passes there is none.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.kind == "probe" and self.pooling == "last":
+            raise ValueError("a probe reads the whole answer: pooling last belongs to kind head")
+        if self.kind == "probe" and self.initialise == "scratch":
+            raise ValueError("a probe of new weights learns nothing: initialise scratch belongs to kind head")
+        if self.rankings == "plackett-luce" and self.label_smoothing:
+            raise ValueError("label_smoothing turns pairs round, and rankings plackett-luce has none")
+        return self
 
 
 class PPOConfig(TrainConfig):

@@ -11,6 +11,7 @@ A run directory is all that a trainer sees:
     cancel           its presence asks for a checkpoint and a stop
     checkpoints/     whole states to resume from, step-NNNNNN
     final/           the trained model
+    report.json      of a reward model: RewardReport, the tables behind its metrics
     result.json      RunResult, written last
     error.json       RunError, when the run could not go on
 """
@@ -109,6 +110,51 @@ class RunResult(Record):
     metrics: dict[str, float | int | str | None]
 
 
+class RewardSlice(Record):
+    """Held-out accuracy where `value` holds of `slice`, with Wilson's 95 % interval.
+
+    The trial is the comparison: its votes and its pairs are averaged first, since they stand or fall together. `pairs`
+    counts them one by one. Ties count nowhere.
+
+    slice        value
+    all          all
+    strength     1 to 4, or none
+    annotator    the pseudonym of the record
+    chosen       longer, shorter, equal: the preferred answer, in words
+    length gap   within 10 %, over 10 %: of the longer answer's words
+    agreement    single (one vote), unanimous, split: the votes on the comparison
+    """
+
+    slice: str
+    value: str
+    accuracy: float | None
+    low: float
+    high: float
+    comparisons: int
+    pairs: int
+
+
+class ReliabilityBin(Record):
+    """Held-out pairs of which the model is as sure as from `low` to `high`, and the share that it ordered rightly."""
+
+    low: float
+    high: float
+    pairs: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class RewardReport(Record):
+    """report.json of a reward model. It stays in the run directory: pseudonyms do not belong into a published model."""
+
+    schema_version: Literal[1] = 1
+    slices: list[RewardSlice]
+    reliability: list[ReliabilityBin] = Field(description="confidence sigmoid(difference of raw scores)")
+    reliability_calibrated: list[ReliabilityBin] | None = Field(
+        description="confidence sigmoid(difference / temperature); null: no temperature was fitted"
+    )
+
+
 class RunError(Record):
     """Why a run could not go on, in words for the operator, and what mends it."""
 
@@ -134,5 +180,6 @@ class RunDir:
         self.cancel = self.root / "cancel"
         self.checkpoints = self.root / "checkpoints"
         self.final = self.root / "final"
+        self.report = self.root / "report.json"
         self.result = self.root / "result.json"
         self.error = self.root / "error.json"

@@ -13,7 +13,7 @@ in log-odds of Bradley and Terry's model, and the reward is (raw - offset) x sca
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,12 +31,31 @@ from app.policy.reading import Reader
 
 SETTINGS = "reward.json"
 WEIGHTS = "reward.safetensors"
+MEMBERS = "members."
+
+
+class Calibration(BaseModel):
+    """How far a difference of scores may be believed: P(i is preferred to j) = sigmoid((raw_i - raw_j) / temperature).
+
+    Fitted on train judgments that the scores had not seen; held-out ones only measure it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: float = Field(gt=0)
+    fitted_on: Literal["cross-validation", "single pass", "kept back"] = Field(
+        description="predictions of the other folds' fits; the last third of a single pass, before it was learnt from; "
+        "train prompts kept out of training"
+    )
+    pairs: int = Field(description="preferences that it was fitted on")
+    ece: float | None = Field(None, description="expected calibration error on held-out pairs at temperature 1")
+    ece_calibrated: float | None = Field(None, description="the same at this temperature")
 
 
 class RewardSettings(BaseModel):
     """reward.json: what a score means and how to compute it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     kind: Literal["head", "probe"] = "head"
@@ -49,10 +68,11 @@ class RewardSettings(BaseModel):
     scale: float = Field(1.0, gt=0, description="reward units for each unit of the raw score")
     clip: float = Field(5.0, gt=0, description="largest reward, up and down, that `score` gives")
     tie_threshold: float | None = Field(None, description="Rao and Kupper's eta, in log-odds; null: ties were halved")
+    calibration: Calibration | None = Field(None, description="null: no temperature was fitted")
 
 
 class RewardModel(nn.Module):
-    """What both kinds share. `forward` gives raw scores, `score` rewards, `token_values` a start for a critic."""
+    """What both kinds share. `members` gives raw scores, `score` rewards, `token_values` a start for a critic."""
 
     def __init__(self, settings: RewardSettings, pad_id: int) -> None:
         super().__init__()
@@ -69,9 +89,16 @@ class RewardModel(nn.Module):
         """Reward units for each unit of the raw score."""
         return self.settings.scale
 
-    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
-        """Raw scores. ids, attention, answer [b, L] -> [b], fp32."""
+    def members(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        """Each member's raw scores: ids, attention, answer [b, L] -> [M, b], fp32.
+
+        Their spread says how sure the model is; a single member, M = 1, has none.
+        """
         raise NotImplementedError
+
+    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        """Raw scores, the mean of the members. ids, attention, answer [b, L] -> [b], fp32."""
+        return self.members(ids, attention, answer).mean(0)
 
     def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
         """A raw score expected from what stands up to each column. [b, L] -> [b, L], fp32, differentiable."""
@@ -79,16 +106,26 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch_size: int = 32
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        batch_size: int = 32,
+        pessimism: float = 0.0,
     ) -> Tensor:
-        """Rewards of completions (token ids, end of sequence included), [B], clipped to +-settings.clip."""
+        """Rewards of completions (token ids, end of sequence included), [B], clipped to +-settings.clip.
+
+        `pessimism` k gives mean - k std of the members' raw scores, after Coste et al. (2024): an answer of which they
+        are unsure is worth less. A single member is never unsure.
+        """
         # Rows of like length are read together, so that little is padding.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
         raw = torch.zeros(len(order))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             packed = pack([prompts[i] for i in rows], [completions[i] for i in rows], self.pad_id)
-            raw[rows] = self(*packed).cpu()
+            members = self.members(*packed)
+            mean = members.mean(0)
+            raw[rows] = (mean - pessimism * members.std(0, correction=0) if pessimism else mean).cpu()
         return ((raw - self.offset) * self.scale).clamp(-self.settings.clip, self.settings.clip)
 
     def write(self, folder: Path) -> None:
@@ -97,7 +134,11 @@ class RewardModel(nn.Module):
 
 
 class HeadReward(RewardModel):
-    """A sequence classifier with one label; the score is computed in fp32 whatever the body's precision."""
+    """A sequence classifier with one label; the score is computed in fp32 whatever the body's precision.
+
+    Several members are rows of one linear map on the same body. On disk the classifier's own score is their mean, which
+    is linear, too: who loads the folder plainly gets the mean. The members lie beside, in reward.safetensors.
+    """
 
     def __init__(self, settings: RewardSettings, body: PreTrainedModel) -> None:
         super().__init__(settings, _pad_id(body))
@@ -107,24 +148,36 @@ class HeadReward(RewardModel):
             raise Invalid(
                 f"{type(body).__name__} has no single linear score.", "Use a decoder such as Llama, Qwen or GPT-2."
             )
+        if settings.members > 1:
+            head = nn.Linear(head.in_features, settings.members, head.bias is not None, head.weight.device)
+            body.score = head
         self.head: nn.Linear = head.float()
 
-    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
+    def _token_scores(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """What each member says at each column, [M, b, L]."""
         hidden = self.body.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-        scores: Tensor = self.head(hidden.float())[..., 0]
-        return scores
+        scores: Tensor = self.head(hidden.float())
+        return scores.permute(2, 0, 1)
 
-    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
-        scores = self.token_values(ids, attention)
+    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
+        return self._token_scores(ids, attention).mean(0)
+
+    def members(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
+        scores = self._token_scores(ids, attention)
         if self.settings.pooling == "last":
             last = attention.sum(-1, keepdim=True).long() - 1
-            return scores.gather(-1, last)[:, 0]
+            return scores.gather(-1, last.expand(len(scores), -1, -1))[..., 0]
         mask = answer.to(scores.dtype)
         total = (scores * mask).sum(-1)
         return total / mask.sum(-1).clamp_min(1) if self.settings.pooling == "mean" else total
 
     def write(self, folder: Path) -> None:
-        self.body.save_pretrained(folder)
+        state = self.body.state_dict()
+        if self.settings.members > 1:
+            parts = {name: part.detach().clone() for name, part in self.head.state_dict().items()}
+            save_file({f"{MEMBERS}{name}": part.contiguous() for name, part in parts.items()}, folder / WEIGHTS)
+            state |= {f"score.{name}": part.mean(0, keepdim=True) for name, part in parts.items()}
+        self.body.save_pretrained(folder, state_dict=state)
 
 
 class ProbeReward(RewardModel):
@@ -149,12 +202,8 @@ class ProbeReward(RewardModel):
         self.value = nn.Parameter(torch.zeros(hidden), requires_grad=False)
         self.value_bias = nn.Parameter(torch.zeros(()), requires_grad=False)
 
-    def member_scores(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
-        """Each member's raw scores, [members, b]: their spread is a measure of how sure the model is."""
+    def members(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
         return self.weight @ self.reader.features(self.language_model, ids, answer).T
-
-    def forward(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
-        return self.member_scores(ids, attention, answer).mean(0)
 
     def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
         hidden = self.language_model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -199,16 +248,25 @@ def load_reward_model(folder: Path) -> RewardModel:
         body = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-        return HeadReward(settings, body).eval()
+        head = HeadReward(settings, body)
+        if settings.members > 1:
+            _fill(folder, dict(head.head.named_parameters()), MEMBERS)
+        return head.eval()
     model = ProbeReward(settings, load_policy(folder).model)
-    tensors = load_file(folder / WEIGHTS)
-    for name in ("weight", "value", "value_bias"):
-        if name not in tensors or tensors[name].shape != getattr(model, name).shape:
-            raise Invalid(
-                f"{folder.name}/{WEIGHTS} does not fit its {SETTINGS}: {name} is missing or of another shape."
-            )
-        getattr(model, name).data.copy_(tensors[name])
+    _fill(folder, {name: getattr(model, name) for name in ("weight", "value", "value_bias")})
     return model.eval()
+
+
+def _fill(folder: Path, parameters: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Put the tensors of reward.safetensors into parameters of their names. Invalid where one does not fit."""
+    tensors = load_file(folder / WEIGHTS) if (folder / WEIGHTS).exists() else {}
+    for name, parameter in parameters.items():
+        found = tensors.get(prefix + name)
+        if found is None or found.shape != parameter.shape:
+            raise Invalid(
+                f"{folder.name}/{WEIGHTS} does not fit its {SETTINGS}: {prefix}{name} is missing or of another shape."
+            )
+        parameter.data.copy_(found)
 
 
 def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -227,6 +285,15 @@ _PLAIN = """It loads plainly, with the same raw score on the last token:
 
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
 """
+_PLAIN_MEAN = """It loads plainly, and its raw score on the last token is then the mean of its {members} members:
+
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+
+**The members do not load plainly.** Each one's score, and their spread, which says how sure the model is, are given by
+
+    from app.policy.reward_model import load_reward_model
+    load_reward_model(folder).members(ids, attention, answer)
+"""
 _NOT_PLAIN = """**It does not load plainly.** `AutoModelForSequenceClassification` knows nothing of its {reason}; use
 
     from app.policy.reward_model import load_reward_model
@@ -237,7 +304,11 @@ _NOT_PLAIN = """**It does not load plainly.** `AutoModelForSequenceClassificatio
 def _card(settings: RewardSettings) -> str:
     plain = settings.kind == "head" and settings.pooling == "last"
     reason = "likelihood features and averaged scores" if settings.kind == "probe" else f"{settings.pooling} pooling"
-    loading = _PLAIN if plain else _NOT_PLAIN.format(reason=reason)
+    loading = _NOT_PLAIN.format(reason=reason)
+    if plain:
+        loading = _PLAIN if settings.members == 1 else _PLAIN_MEAN.format(members=settings.members)
+    sure = settings.calibration
+    odds = f"Differences of raw scores, divided by {sure.temperature:.6g}, are log-odds. " if sure else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -249,5 +320,5 @@ Trained on people's comparisons of answers by Bradley and Terry's model.
 
 {loading}
 The reward is `(raw - {settings.offset:.6g}) * {settings.scale:.6g}`, clipped to +-{settings.clip:g};
-an average demonstration has reward 0. reward.json holds these numbers.
+an average demonstration has reward 0. {odds}reward.json holds these numbers.
 """

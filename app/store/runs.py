@@ -102,7 +102,8 @@ def _checked_config(kind: RunKind, config: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"The setting {where!r} of this run is not valid: {first['msg']}.") from None
+        what = f"The setting {where!r} of this run is not valid" if where else "These settings do not fit together"
+        raise Invalid(f"{what}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
 def _check_kind(found: Checkpoint, kind: CheckpointKind) -> None:

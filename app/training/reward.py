@@ -1,4 +1,4 @@
-"""A reward model from comparisons: Bradley and Terry's model, ties by Rao and Kupper, K answers as all their pairs.
+"""A reward model from comparisons: Bradley and Terry's model, ties by Rao and Kupper, rankings by pairs or choices.
 
 Small policies get a probe: every answer is read once by a frozen copy of the policy, then linear scores are fitted to
 convergence (app.training.reward_probe). Larger ones get a head, fine-tuned for an epoch (app.training.reward_head).
@@ -7,6 +7,8 @@ convergence (app.training.reward_probe). Larger ones get a head, fine-tuned for 
 from app.core.configs import RewardConfig
 from app.policy.checkpoint import load_policy
 from app.training import reward_head, reward_probe
+from app.training.failures import RunFailure
+from app.training.reward_checks import check_judgments
 from app.training.reward_data import read_comparisons
 from app.training.run import Run
 
@@ -15,11 +17,20 @@ SMALL = 50_000_000
 
 
 def train(run: Run[RewardConfig]) -> None:
-    """Learn a reward model from the run's judgments; final/ then holds it."""
+    """Learn a reward model from the run's judgments; final/ then holds it, and report.json says how good it is."""
     config = run.config
+    records = run.preferences()
+    check_judgments(records, config)
     policy = load_policy(run.folder(run.spec.policy, "policy"))
-    data = read_comparisons(run.preferences(), run.demonstrations(), policy.tokenizer, config, run.spec.seed)
     parameters = sum(p.numel() for p in policy.model.parameters())
     kind = config.kind if config.kind != "auto" else "probe" if parameters < SMALL else "head"
+    if kind == "probe" and config.pooling == "last":
+        message = f"A policy of {parameters / 1e6:.3g} million parameters gets a probe, which reads the whole answer."
+        raise RunFailure("config", message, "Leave out pooling=last, or set kind=head.")
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    data = read_comparisons(records, run.demonstrations(), policy.tokenizer, config, run.spec.seed, context)
+    readable = [*data.train.records, *data.heldout.records]
+    if len(readable) < len(records):
+        check_judgments(readable, config)
     loop = reward_probe.train if kind == "probe" else reward_head.train
     loop(run, policy, data)

@@ -4,18 +4,21 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from app.core.agreement import longer_wins, raw_agreement
+from app.core.agreement import raw_agreement
 from app.core.configs import RewardConfig
-from app.core.pairing import pairs_of
 from app.core.records import DemonstrationRecord, Message, PreferenceRecord
 from app.core.vocabulary import Split
 from app.policy.chat import encode_completion, encode_prompt
 from app.training.failures import RunFailure
 from app.training.order import derived_seed
-from app.training.reward_losses import Pairs, pairs_of_judgments
+from app.training.reward_checks import usable
+from app.training.reward_losses import Pairs, margin_of, pairs_of_judgments
 
 logger = logging.getLogger("pairwright.training")
 
@@ -31,22 +34,32 @@ class Answer:
 
 @dataclass(frozen=True)
 class Side:
-    """The judgments of one side of the split."""
+    """The judgments of one side of the split. Pairs name them, and their units, by number."""
 
     records: list[PreferenceRecord]
     pairs: Pairs
+    units: int
 
-    def longer_wins(self) -> float:
-        """The floor: accuracy of 'the longer answer wins' over pairs with a better side."""
-        better = [(r, a, b) for r in self.records for a, b in pairs_of(r.tiers)]
-        return longer_wins([r.completions[a] for r, a, _ in better], [r.completions[b] for r, _, b in better])
+    def comparison(self) -> Tensor:
+        """The comparison that each pair comes from, [P]: several votes on one are no independent trials."""
+        numbers = _numbered([r.comparison_id for r in self.records])
+        return torch.tensor(numbers, dtype=torch.long)[self.pairs.judgment]
 
-    def human_agreement(self) -> tuple[float, int]:
-        """How often two people agree on the same comparison, and over how many pairs of votes."""
+    def prompts(self) -> list[str]:
+        """The prompt of each unit, as a key."""
+        judgment = dict(zip(self.pairs.unit.tolist(), self.pairs.judgment.tolist(), strict=True))
+        return [repr(self.records[judgment[unit]].prompt) for unit in range(self.units)]
+
+    def votes(self) -> dict[str, list[str]]:
+        """What was said of each comparison, by its id: one entry a vote."""
         votes: dict[str, list[str]] = defaultdict(list)
         for record in self.records:
             votes[record.comparison_id].append(str(record.tiers))
-        return raw_agreement(list(votes.values()))
+        return votes
+
+    def human_agreement(self) -> tuple[float, int]:
+        """How often two people agree on the same comparison, and over how many pairs of votes."""
+        return raw_agreement(list(self.votes().values()))
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,12 @@ class Comparisons:
     anchors: list[Answer]
     """Demonstrations, whose mean score becomes 0."""
 
+    def taught(self) -> Tensor:
+        """Which answers stand in train judgments, [N]: what is fitted without labels is fitted on these alone."""
+        mask = torch.zeros(len(self.answers), dtype=torch.bool)
+        mask[self.train.pairs.first] = mask[self.train.pairs.second] = True
+        return mask
+
 
 class _Table:
     """Encodes answers, each prompt and each answer once."""
@@ -71,6 +90,7 @@ class _Table:
         self._max_length = max_length
         self._rows: dict[tuple[str, str], int] = {}
         self._prompts: dict[str, list[int]] = {}
+        self._completions: dict[str, list[int]] = {}
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         key = repr(messages)
@@ -78,10 +98,14 @@ class _Table:
             self._prompts[key] = encode_prompt(self._tokenizer, messages)
         return self._prompts[key]
 
+    def completion(self, text: str) -> list[int]:
+        if text not in self._completions:
+            self._completions[text] = encode_completion(self._tokenizer, text)
+        return self._completions[text]
+
     def encode(self, messages: Sequence[Message], completion: str) -> Answer:
-        """Too long a pair loses first the beginning of the prompt, then the end of the answer."""
-        answer = encode_completion(self._tokenizer, completion)[: self._max_length - 1]
-        prompt = self.prompt(messages)
+        """Too long a pair loses the beginning of the prompt; the answer has room."""
+        answer, prompt = self.completion(completion), self.prompt(messages)
         return Answer(prompt[-(self._max_length - len(answer)) :], answer, len(completion.split()))
 
     def row(self, messages: Sequence[Message], completion: str) -> int:
@@ -98,27 +122,61 @@ def read_comparisons(
     tokenizer: PreTrainedTokenizerBase,
     config: RewardConfig,
     seed: int,
+    context: int | None = None,
 ) -> Comparisons:
-    """Encode the judgments. RunFailure `data` where no train judgment prefers one answer to another."""
-    table = _Table(tokenizer, config.max_length)
-    sides = []
-    for split in (Split.TRAIN, Split.HELDOUT):
-        records = [r for r in preferences if r.split is split]
-        rows = [[table.row(r.prompt, text) for text in r.completions] for r in records]
-        sides.append(Side(records, pairs_of_judgments([r.tiers for r in records], rows)))
-    train, heldout = sides
+    """Encode the judgments. `context` is the longest row that the policy reads, where it has a limit.
+
+    RunFailure `data` where no train judgment prefers one answer to another, or where bad rows are refused.
+    """
+    longest = min(config.max_length, context or config.max_length)
+    table = _Table(tokenizer, longest)
+    lengths = [[len(table.completion(text)) for text in r.completions] for r in preferences]
+    kept = usable(preferences, lengths, longest - 1, config)  # one token of the prompt at the least
+    readable = [r for r, keep in zip(preferences, kept, strict=True) if keep]
+    train = _side(table, [r for r in readable if r.split is Split.TRAIN], config)
+    # What is measured is the same whatever is learnt: plain pairs, each vote for itself.
+    heldout = _side(table, [r for r in readable if r.split is Split.HELDOUT], RewardConfig())
     if not bool((~train.pairs.tied).any()):
         raise RunFailure("data", "No judgment on a train prompt prefers one answer to another.", "Judge more pairs.")
     logger.info(
-        "%d train and %d held-out judgments of %d answers", *(len(s.records) for s in sides), len(table.answers)
+        "%d train and %d held-out judgments of %d answers",
+        len(train.records),
+        len(heldout.records),
+        len(table.answers),
     )
 
     # Chosen by hash, so that neither the order of the file nor other judgments decide.
     others = sorted({repr(r.prompt): r.prompt for r in train.records}.items(), key=lambda p: derived_seed(seed, p[0]))
-    contrast = [table.prompt(p)[-config.max_length // 2 :] for _, p in others[: config.contrast_prompts]]
+    # An answer after another prompt must fit the policy's context, too.
+    room = max(1, context - max(len(a.completion) for a in table.answers)) if context else config.max_length
+    cut = min(config.max_length // 2, room)
+    contrast = [table.prompt(p)[-cut:] for _, p in others[: config.contrast_prompts]]
     shown = sorted(
         (d for d in demonstrations if d.split is Split.TRAIN),
         key=lambda d: derived_seed(seed, d.prompt_id, d.completion),
     )
-    anchors = [table.encode(d.prompt, d.completion) for d in shown[: config.anchor_demonstrations]]
+    fitting = (d for d in shown if d.completion.strip() and len(table.completion(d.completion)) < longest)
+    anchors = [table.encode(d.prompt, d.completion) for d in islice(fitting, config.anchor_demonstrations)]
     return Comparisons(table.answers, train, heldout, contrast, anchors)
+
+
+def _side(table: _Table, records: list[PreferenceRecord], config: RewardConfig) -> Side:
+    rows = [[table.row(r.prompt, text) for text in r.completions] for r in records]
+    averaged = config.votes == "averaged"
+    units = _numbered([r.comparison_id if averaged else str(i) for i, r in enumerate(records)])
+    # A strength says how far two answers are apart; of a longer ranking it would say little.
+    asked = [margin_of(r.strength, config.strength_margin) if len(r.completions) == 2 else 0.0 for r in records]
+    pairs = pairs_of_judgments(
+        [r.tiers for r in records],
+        rows,
+        units=units,
+        asked=asked,
+        plackett_luce=config.rankings == "plackett-luce",
+    )
+    return Side(records, pairs, max(units, default=-1) + 1)
+
+
+def _numbered(names: Sequence[str]) -> list[int]:
+    """Equal names get equal numbers, counted up from 0 in order of first appearance."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]

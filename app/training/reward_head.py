@@ -1,8 +1,8 @@
-"""A head: the whole model is fine-tuned, one linear score on a pooled hidden state, minibatches of judgments."""
+"""A head: the whole model is fine-tuned, linear scores on a pooled hidden state, minibatches of judgments."""
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,15 @@ from transformers import AutoModelForSequenceClassification
 
 from app.core.configs import RewardConfig
 from app.policy.checkpoint import Policy
-from app.policy.reward_model import HeadReward, RewardSettings, pack
+from app.policy.reward_model import Calibration, HeadReward, RewardSettings, pack
+from app.training.failures import RunFailure
 from app.training.optim import MuonAdamW, lr_factor
-from app.training.order import Shuffler
-from app.training.reward_data import Answer, Comparisons
-from app.training.reward_losses import Pairs, preference_loss
-from app.training.reward_report import finish, log_step
+from app.training.order import Shuffler, derived_seed
+from app.training.reward_checks import check_scores
+from app.training.reward_data import Answer, Comparisons, Side
+from app.training.reward_fit import drawn
+from app.training.reward_losses import preference_loss
+from app.training.reward_report import Scored, calibrated, finish, log_step
 from app.training.run import Run
 
 
@@ -30,10 +33,13 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
-    count = len(data.train.records)
-    per_epoch = math.ceil(count / config.batch_size)
+    units = torch.tensor(learnt_units(data.train, config, seed))
+    draws = drawn(data.train.units, config.members, seed).float()
+    per_epoch = math.ceil(len(units) / config.batch_size)
     total = config.epochs * per_epoch
-    order = Shuffler(count, seed)
+    order = Shuffler(len(units), seed)
+    foreseeable = late_and_new(data.train, units.tolist(), config, seed)
+    foreseen = torch.full([len(data.train.pairs.first)], math.nan)
     run.progress(0, total, "training")
 
     state = run.restore()
@@ -42,25 +48,36 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         threshold.data.copy_(state.tree["threshold"])
         optimizer.load_state_dict(state.tree["optimizer"])
         order.load_state_dict(state.tree["order"])
+        foreseen.copy_(state.tree["foreseen"])
     for step in range(state.step + 1 if state else 1, total + 1):
         # The last batch of an epoch is smaller: no judgment counts twice.
-        left = count - (step - 1) % per_epoch * config.batch_size
-        chosen = torch.tensor(order.take(min(config.batch_size, left)))
-        pairs = _of(data.train.pairs, torch.isin(data.train.pairs.judgment, chosen))
-        rows = torch.cat([pairs.first, pairs.second]).unique()
-        scores = torch.zeros(len(data.answers))
-        scores = scores.index_copy(0, rows, _scores(model, [data.answers[i] for i in rows], config.micro_batch_size))
-        eta = nn.functional.softplus(threshold) if learns_ties else None
-        loss = preference_loss(scores, pairs, eta)
-        value = float(loss.detach())
-        run.require_finite(step, loss=value)
+        left = len(units) - (step - 1) % per_epoch * config.batch_size
+        chosen = units[order.take(min(config.batch_size, left))]
+        batch = torch.isin(data.train.pairs.unit, chosen).nonzero()[:, 0]
+        weight = data.train.pairs.weight[batch].sum()
+        margin = torch.empty(len(batch))
+        value = 0.0
         optimizer.zero_grad()
-        loss.backward()
+        for part in micro_batches(data, batch, config.micro_batch_size):
+            pairs = data.train.pairs.where(batch[part])
+            rows, place = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+            scores = read(model, [data.answers[i] for i in rows], config.micro_batch_size)
+            if step == 1:
+                check_scores(scores, "first scores")
+            here = pairs._replace(first=place[: len(part)], second=place[len(part) :])
+            eta = nn.functional.softplus(threshold) if learns_ties else None
+            share = draws[:, pairs.unit] * pairs.weight
+            loss = preference_loss(scores, here, eta, config.label_smoothing, share) * (pairs.weight.sum() / weight)
+            loss.backward()
+            value += float(loss.detach())
+            margin[part] = (scores[:, here.first] - scores[:, here.second]).detach().mean(0)
+        run.require_finite(step, loss=value)
+        foreseen[batch] = torch.where(foreseeable[batch], margin, foreseen[batch])
         norm = optimizer.step(config.gradient_clip, lr_factor(step - 1, total, int(config.warmup_share * total)))
-        margin = (scores[pairs.first] - scores[pairs.second]).detach()[~pairs.tied]
         if step % config.log_every == 0 or step == total:
-            right = float((margin > 0).float().mean()) if len(margin) else math.nan
-            run.log(step, "train", loss=value, accuracy=right, margin=float(margin.mean()), grad_norm=norm)
+            strict = margin[~data.train.pairs.tied[batch]]
+            right = float((strict > 0).float().mean()) if len(strict) else math.nan
+            run.log(step, "train", loss=value, accuracy=right, margin=float(strict.mean()), grad_norm=norm)
         run.end_step(
             step,
             total,
@@ -70,52 +87,133 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
                 "threshold": threshold.detach(),
                 "optimizer": optimizer.state_dict(),
                 "order": order.state_dict(),
+                "foreseen": foreseen,
             },
         )
 
     model.eval()
     with torch.no_grad():
-        answers = _scores(model, data.answers, config.micro_batch_size)
-        anchors = _scores(model, data.anchors, config.micro_batch_size)
+        answers = read(model, data.answers, config.micro_batch_size).mean(0)
+        anchors = read(model, data.anchors, config.micro_batch_size).mean(0)
     eta_value = float(nn.functional.softplus(threshold)) if learns_ties else None
     log_step(run, total, "evaluate", data, answers, eta_value)
-    finish(run, model, policy.tokenizer, data, answers, anchors, eta_value, {"kind": "head"})
+    calibration = calibration_of(data.train, answers, foreseen, units, config)
+    finish(run, model, policy.tokenizer, data, Scored(answers, anchors, eta_value, calibration), {"kind": "head"})
 
 
 def new_head(run: Run[RewardConfig], policy: Policy) -> HeadReward:
-    """The policy's body, or a new one of its shape, with a new head: small numbers that the seed decides."""
+    """The policy's body, or a new one of its shape, with new heads: small numbers that the seed decides."""
     config = run.config
-    settings = RewardSettings(kind="head", pooling="last" if config.pooling == "auto" else config.pooling)
+    settings = RewardSettings(
+        kind="head", pooling="last" if config.pooling == "auto" else config.pooling, members=config.members
+    )
     shape = copy.deepcopy(policy.model.config)
     shape.num_labels, shape.tie_word_embeddings = 1, False
-    body = AutoModelForSequenceClassification.from_config(shape)
+    try:
+        body = AutoModelForSequenceClassification.from_config(shape)
+    except ValueError as error:
+        mend = "Use a decoder such as Llama, Qwen or GPT-2, or kind=probe."
+        raise RunFailure("config", f"{shape.model_type} has no sequence classifier in transformers.", mend) from error
     if config.initialise == "policy":
         body.base_model.load_state_dict(policy.model.base_model.state_dict())
     body.config.pad_token_id = policy.tokenizer.pad_token_id
     model = HeadReward(settings, body)
-    generator = torch.Generator().manual_seed(run.spec.seed)
-    # Stiennon et al. (2020): normal with variance 1 / (d + 1).
+    # Stiennon et al. (2020): normal with variance 1 / (d + 1). Each member has a stream of its own.
     width = model.head.weight.shape[1]
-    model.head.weight.data.normal_(0, 1 / math.sqrt(width + 1), generator=generator)
+    for number, row in enumerate(model.head.weight.data):
+        own = derived_seed(run.spec.seed, "member", number) if number else run.spec.seed
+        row.normal_(0, 1 / math.sqrt(width + 1), generator=torch.Generator().manual_seed(own))
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     return model
 
 
-def _scores(model: HeadReward, answers: Sequence[Answer], micro_batch: int) -> Tensor:
-    """Raw scores of answers, in order; like lengths share a forward pass."""
+def micro_batches(data: Comparisons, batch: Tensor, most: int) -> Iterator[Tensor]:
+    """Cut a batch of train pairs (their numbers, [B]) into parts of at most `most` rows, as places in the batch.
+
+    A judgment is never cut: its answers are read together, and each once, whatever the number of its pairs. Judgments
+    of like length stand together, so that little is padding. Gradients of the parts add up to that of the whole.
+    """
+    pairs = data.train.pairs.where(batch)
+    judged: dict[int, tuple[set[int], list[int]]] = {}
+    for place, (judgment, *two) in enumerate(torch.stack([pairs.judgment, pairs.first, pairs.second], 1).tolist()):
+        answers, places = judged.setdefault(judgment, (set(), []))
+        answers.update(two)
+        places.append(place)
+    rows = set().union(*(answers for answers, _ in judged.values()))
+    if len(rows) <= most:
+        yield torch.arange(len(batch))
+        return
+    length = {row: len(data.answers[row].prompt) + len(data.answers[row].completion) for row in rows}
+    inside: set[int] = set()
+    part: list[int] = []
+    for answers, places in sorted(judged.values(), key=lambda one: max(length[row] for row in one[0])):
+        if part and len(inside | answers) > most:
+            yield torch.tensor(part)
+            inside, part = set(), []
+        inside |= answers
+        part += places
+    yield torch.tensor(part)
+
+
+def read(model: HeadReward, answers: Sequence[Answer], micro_batch: int) -> Tensor:
+    """Raw scores of answers by each member, [M, N], in order; like lengths share a forward pass."""
     order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].completion))
     parts = []
     for start in range(0, len(order), micro_batch):
         part = [answers[i] for i in order[start : start + micro_batch]]
-        parts.append(model(*pack([a.prompt for a in part], [a.completion for a in part], model.pad_id)))
+        parts.append(model.members(*pack([a.prompt for a in part], [a.completion for a in part], model.pad_id)))
     if not parts:
-        return torch.zeros(0)
+        return torch.zeros(model.settings.members, 0)
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(parts)[back]
+    return torch.cat(parts, 1)[:, back]
 
 
-def _of(pairs: Pairs, mask: Tensor) -> Pairs:
-    return Pairs(*(field[mask] for field in pairs))
+# ---- what a temperature is fitted on: train judgments that the scores had not seen ----------------------------------
+
+
+def learnt_units(side: Side, config: RewardConfig, seed: int) -> list[int]:
+    """The units to learn from: all, or those whose prompt calibration does not keep back."""
+    if not config.calibration_share:
+        return list(range(side.units))
+    spared = {
+        p for p in set(side.prompts()) if derived_seed(seed, "calibrate", p) < config.calibration_share * (1 << 63)
+    }
+    units = [unit for unit, prompt in enumerate(side.prompts()) if prompt not in spared]
+    kept = torch.isin(side.pairs.unit, torch.tensor(units, dtype=torch.long))
+    if not bool((kept & ~side.pairs.tied).any()):
+        message = f"calibration_share={config.calibration_share:g} leaves no preference to learn from."
+        raise RunFailure("config", message, "Lower calibration_share, or judge more pairs.")
+    return units
+
+
+def late_and_new(side: Side, units: Sequence[int], config: RewardConfig, seed: int) -> Tensor:
+    """Which pairs the last third of a single pass is the first to see the prompt of, [P]: scored just before they are
+    learnt from, by a model that is nearly the final one."""
+    mask = torch.zeros(len(side.pairs.first), dtype=torch.bool)
+    if config.epochs > 1 or config.calibration_share:
+        return mask
+    order, prompts = Shuffler(len(units), seed).take(len(units)), side.prompts()
+    first: dict[str, int] = {}
+    batches = [place // config.batch_size for place in range(len(units))]
+    for place, number in enumerate(order):
+        first.setdefault(prompts[units[number]], batches[place])
+    late = 2 * (batches[-1] + 1) / 3
+    new = [
+        units[number]
+        for place, number in enumerate(order)
+        if batches[place] >= late and first[prompts[units[number]]] == batches[place]
+    ]
+    return torch.isin(side.pairs.unit, torch.tensor(new, dtype=torch.long))
+
+
+def calibration_of(
+    side: Side, answers: Tensor, foreseen: Tensor, units: Tensor, config: RewardConfig
+) -> Calibration | None:
+    """From the final scores of judgments that were kept back, else from what a single pass foresaw."""
+    if not config.calibration_share:
+        return calibrated(foreseen, side.pairs, "single pass")
+    margin = answers[side.pairs.first] - answers[side.pairs.second]
+    return calibrated(margin.masked_fill(torch.isin(side.pairs.unit, units), math.nan), side.pairs, "kept back")

@@ -96,6 +96,9 @@ class InviteForm(FormModel):
 def words_for(errors: Sequence[Any]) -> str:
     """The first thing that is wrong with a form, without quoting what was typed."""
     first = errors[0]
+    if not first["loc"]:  # each field may be, but not all of them together
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return f"{message[:1].upper()}{message[1:]}."
     name = str(first["loc"][-1]).replace("_", " ")
     if first["type"] == "extra_forbidden":
         return f"The field ‘{name}’ is not part of this form."

@@ -1,17 +1,20 @@
 """Reward models: what they score, that only the prompt and the answer decide it, and how they load elsewhere."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from app.core.errors import Invalid
 from app.core.folders import DamagedFolder, write_folder
 from app.policy.reading import token_features
 from app.policy.reward_model import (
+    Calibration,
     HeadReward,
     ProbeReward,
     RewardModel,
@@ -37,7 +40,7 @@ def probe(pooling: str = "sum") -> ProbeReward:
     return model
 
 
-def head(pooling: str = "last") -> HeadReward:
+def head(pooling: str = "last", members: int = 1) -> HeadReward:
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=32,
@@ -49,10 +52,19 @@ def head(pooling: str = "last") -> HeadReward:
         num_labels=1,
     )
     torch.manual_seed(0)
-    return HeadReward(RewardSettings(kind="head", pooling=pooling), LlamaForSequenceClassification(config).eval())
+    settings = RewardSettings(kind="head", pooling=pooling, members=members)
+    return HeadReward(settings, LlamaForSequenceClassification(config)).eval()
 
 
-KINDS: list[Callable[[], RewardModel]] = [probe, lambda: probe("mean"), head, lambda: head("mean"), lambda: head("sum")]
+KINDS: list[Callable[[], RewardModel]] = [
+    probe,
+    lambda: probe("mean"),
+    head,
+    lambda: head("mean"),
+    lambda: head("sum"),
+    lambda: head("last", 3),
+    lambda: head("mean", 3),
+]
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -93,6 +105,81 @@ def test_a_saved_model_scores_the_same_to_the_last_bit(make: Callable[[], Reward
     ids, attention, _ = pack(PROMPTS, ANSWERS, model.pad_id)
     with torch.no_grad():
         assert torch.equal(loaded.token_values(ids, attention), model.token_values(ids, attention))
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_the_score_is_the_mean_of_the_members(make: Callable[[], RewardModel]) -> None:
+    model = make()
+    packed = pack(PROMPTS, ANSWERS, model.pad_id)
+    with torch.no_grad():
+        members, scores = model.members(*packed), model(*packed)
+    assert members.shape == (model.settings.members, 2)
+    assert members.dtype == torch.float32
+    assert torch.equal(members.mean(0), scores)
+    if model.settings.members > 1:
+        assert float(members.std(0).min()) > 1e-4
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_pessimism_takes_the_members_spread_off_and_spares_a_single_one(make: Callable[[], RewardModel]) -> None:
+    model = make()
+    model.settings = model.settings.model_copy(update={"clip": 1e9})
+    with torch.no_grad():
+        spread = model.members(*pack(PROMPTS, ANSWERS, model.pad_id)).std(0, correction=0)
+    bold, careful = model.score(PROMPTS, ANSWERS), model.score(PROMPTS, ANSWERS, pessimism=2.0)
+    assert torch.allclose(bold - careful, 2 * spread, atol=1e-4)
+    if model.settings.members == 1:
+        assert torch.equal(bold, careful)
+
+
+def test_a_member_is_the_head_of_its_row_alone() -> None:
+    ensemble, alone = head(members=3), head()
+    alone.head.weight.data.copy_(ensemble.head.weight.data[1:2])
+    packed = pack(PROMPTS, ANSWERS, alone.pad_id)
+    with torch.no_grad():
+        assert torch.allclose(ensemble.members(*packed)[1], alone(*packed), atol=1e-6)
+
+
+def test_an_ensemble_loads_plainly_as_its_mean_and_says_that_members_do_not(tmp_path: Path) -> None:
+    model = head(members=3)
+    write_folder(tmp_path / "r", lambda folder: save_reward_model(folder, model, new_starter("tiny").tokenizer))
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "r").eval()
+    assert plain.config.num_labels == 1
+    ids, attention, answer = pack(PROMPTS, ANSWERS, model.pad_id)
+    with torch.no_grad():
+        theirs = plain(input_ids=ids, attention_mask=attention).logits
+        ours, members = model(ids, attention, answer), model.members(ids, attention, answer)
+    assert theirs.shape == (2, 1)
+    assert torch.allclose(theirs[:, 0], ours, atol=1e-6)
+    assert torch.equal(load_reward_model(tmp_path / "r").members(ids, attention, answer), members)
+    assert json.loads((tmp_path / "r" / "reward.json").read_text())["members"] == 3
+    assert "members do not load plainly" in (tmp_path / "r" / "README.md").read_text()
+
+
+def test_an_ensemble_without_its_members_is_refused(tmp_path: Path) -> None:
+    write_folder(
+        tmp_path / "r", lambda folder: save_reward_model(folder, head(members=3), new_starter("tiny").tokenizer)
+    )
+    (tmp_path / "r" / "manifest.json").unlink()
+    (tmp_path / "r" / "reward.safetensors").unlink()
+    with pytest.raises(Invalid, match=r"members\.weight is missing"):
+        load_reward_model(tmp_path / "r")
+
+
+def test_the_calibration_is_kept_and_said(tmp_path: Path) -> None:
+    model = head()
+    calibration = Calibration(temperature=1.25, fitted_on="kept back", pairs=40, ece=0.1, ece_calibrated=0.05)
+    model.settings = model.settings.model_copy(update={"calibration": calibration})
+    write_folder(tmp_path / "r", lambda folder: save_reward_model(folder, model, new_starter("tiny").tokenizer))
+    assert load_reward_model(tmp_path / "r").settings.calibration == calibration
+    assert "divided by 1.25, are log-odds" in (tmp_path / "r" / "README.md").read_text()
+
+
+def test_settings_of_an_older_model_are_read_and_numbers_must_be_numbers() -> None:
+    old = '{"schema_version": 1, "kind": "head", "pooling": "last", "members": 1, "offset": 0.5, "scale": 2.0}'
+    assert RewardSettings.model_validate_json(old).calibration is None
+    with pytest.raises(ValidationError):
+        RewardSettings.model_validate_json(old.replace("0.5", "NaN"))
 
 
 def test_a_reward_is_the_raw_score_less_the_offset_times_the_scale_within_the_clip() -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from app.core.configs import RewardConfig
 from app.core.folders import write_folder
-from app.core.records import PreferenceRecord, RunError, RunResult
+from app.core.records import PreferenceRecord, RewardReport, RunError, RunResult
 from app.core.vocabulary import Split
 from app.policy.chat import encode_completion, encode_prompt
 from app.policy.reward_model import load_reward_model, load_reward_tokenizer
@@ -21,14 +21,12 @@ from app.training.__main__ import main
 from app.training.failures import RunFailure
 from app.training.reward_data import read_comparisons
 from app.training.run import Run
+from tests.training.judgments import BAD, DATA, GOOD, HELD, TRAIN, demonstration, preference
 
 MakeRun = Callable[..., Path]
-GOOD, BAD = (
-    "Hello! I am sorry about the damage. Kind regards, Mia.",
-    "Do not write again. Please stop wasting our time.",
-)
 PROBE = {"threads": 1, "micro_batch_size": 8, "checkpoint_every": 2, "newton_steps": 6}
 HEAD = {"threads": 1, "kind": "head", "learning_rate": 3e-3, "epochs": 6, "batch_size": 4, "checkpoint_every": 5}
+HEADS = HEAD | {"members": 3, "ties": "rao-kupper", "micro_batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -36,30 +34,6 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "tiny"
     write_folder(folder, lambda partial: make_starter(partial, "tiny"))
     return folder
-
-
-def preference(i: int, tiers: list[list[int]], split: str = "train", **more: Any) -> dict[str, Any]:
-    return {
-        "judgment_id": f"j{i}",
-        "comparison_id": f"c{i}",
-        "prompt_id": f"p{i}",
-        "prompt": [{"role": "user", "content": f"My order number is {1000 + i}. Where is my kettle?"}],
-        "completions": [GOOD.replace("Mia", ["Mia", "Tom", "Leo"][i % 3]), BAD if i % 2 else BAD[:18]],
-        "tiers": tiers,
-        "annotator": "a",
-        "split": split,
-        **more,
-    }
-
-
-def demonstration(i: int) -> dict[str, Any]:
-    prompt = [{"role": "user", "content": f"Where is my lamp {i}?"}]
-    return {"prompt_id": f"d{i}", "prompt": prompt, "completion": GOOD, "split": "train"}
-
-
-TRAIN = [preference(i, [[0], [1]]) for i in range(24)]
-HELD = [preference(i, [[0], [1]], "heldout") for i in range(24, 32)]
-DATA = {"preferences.jsonl": TRAIN + HELD, "demonstrations.jsonl": [demonstration(i) for i in range(5)]}
 
 
 def metrics(run: Path) -> dict[str, Any]:
@@ -82,7 +56,7 @@ def test_a_plain_preference_is_learnt_and_reported(make_run: MakeRun, policy: Pa
     assert good > bad
 
 
-def test_demonstrations_score_zero_and_compared_answers_spread_by_one(make_run: MakeRun, policy: Path) -> None:
+def test_demonstrations_score_zero_and_train_answers_spread_by_one(make_run: MakeRun, policy: Path) -> None:
     root = make_run(kind="reward", config=PROBE, data=DATA, policy=str(policy))
     assert main([str(root)]) == 0
     model, tokenizer = load_reward_model(root / "final"), load_reward_tokenizer(root / "final")
@@ -91,7 +65,7 @@ def test_demonstrations_score_zero_and_compared_answers_spread_by_one(make_run: 
         [encode_prompt(tokenizer, d["prompt"]) for d in shown], [encode_completion(tokenizer, GOOD) for _ in shown]
     )
     assert rewards.mean().item() == pytest.approx(0.0, abs=1e-4)
-    answers = [(r["prompt"], text) for r in TRAIN + HELD for text in r["completions"]]
+    answers = [(r["prompt"], text) for r in TRAIN for text in r["completions"]]
     model.settings = model.settings.model_copy(update={"clip": 1e9})
     spread = model.score(
         [encode_prompt(tokenizer, p) for p, _ in answers], [encode_completion(tokenizer, t) for _, t in answers]
@@ -111,7 +85,7 @@ def test_the_critics_start_predicts_the_score_of_the_whole_answer(make_run: Make
     assert values[GOOD] > values[BAD]
 
 
-@pytest.mark.parametrize("config", [PROBE, HEAD], ids=["probe", "head"])
+@pytest.mark.parametrize("config", [PROBE, HEAD, HEADS], ids=["probe", "head", "heads"])
 def test_a_run_cut_off_at_any_step_ends_in_the_same_bits(
     make_run: MakeRun, policy: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +112,7 @@ def test_a_run_cut_off_at_any_step_ends_in_the_same_bits(
             one, two = load_file(whole / "final" / name), load_file(cut / "final" / name)
             assert all(torch.equal(one[key], two[key]) for key in one)
     assert metrics(whole) == metrics(cut)
+    assert (whole / "report.json").read_text() == (cut / "report.json").read_text()
     steps_logged = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines()]
     assert steps_logged == [json.loads(line)["step"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
 
@@ -179,23 +154,154 @@ def test_a_ranking_of_three_becomes_its_pairs(make_run: MakeRun, policy: Path) -
     assert metrics(root)["pairs_train"] == 36
 
 
-def test_without_held_out_judgments_there_is_no_held_out_figure(make_run: MakeRun, policy: Path) -> None:
+def test_without_held_out_judgments_a_run_is_refused_or_has_no_held_out_figure(make_run: MakeRun, policy: Path) -> None:
     data = DATA | {"preferences.jsonl": TRAIN}
-    root = make_run(kind="reward", config=PROBE, data=data, policy=str(policy))
+    refused = make_run("refused", kind="reward", config=PROBE, data=data, policy=str(policy))
+    assert main([str(refused)]) == 4
+    error = RunError.model_validate_json((refused / "error.json").read_text())
+    assert (error.kind, "require_heldout=false" in error.mend) == ("data", True)
+    config = PROBE | {"require_heldout": False}
+    root = make_run(kind="reward", config=config, data=data, policy=str(policy))
     assert main([str(root)]) == 0
     found = metrics(root)
     assert (found["heldout_accuracy"], found["heldout_n"], found["longer_wins"]) == (None, 0, None)
+    assert (found["ece"], found["model_prefers_longer"]) == (None, None)
 
 
-def test_held_out_judgments_teach_nothing(make_run: MakeRun, policy: Path) -> None:
-    weights = []
-    for name, held in (("one", HELD), ("two", [{**row, "tiers": [[1], [0]]} for row in HELD])):
+def test_held_out_judgments_and_answers_teach_nothing(make_run: MakeRun, policy: Path) -> None:
+    turned = [{**row, "tiers": [[1], [0]]} for row in HELD]
+    others = [{**row, "completions": [f"{text} {GOOD * 2}" for text in row["completions"]]} for row in HELD]
+    models, fitted = {}, []
+    for name, held in (("one", HELD), ("two", turned), ("three", others)):
         data = DATA | {"preferences.jsonl": TRAIN + held}
         root = make_run(name, kind="reward", config=PROBE, data=data, policy=str(policy))
         assert main([str(root)]) == 0
-        weights.append(load_file(root / "final" / "reward.safetensors")["weight"])
-        assert metrics(root)["heldout_accuracy"] == (1.0 if name == "one" else 0.0)
-    assert torch.equal(weights[0], weights[1])
+        models[name] = load_file(root / "final" / "reward.safetensors")
+        settings = load_reward_model(root / "final").settings
+        assert settings.calibration is not None
+        fitted.append((settings.offset, settings.scale, settings.calibration.temperature))
+    assert metrics(root.parent / "one")["heldout_accuracy"] == 1.0
+    assert metrics(root.parent / "two")["heldout_accuracy"] == 0.0
+    assert all(torch.equal(models["one"][part], models["two"][part]) for part in ("weight", "value", "value_bias"))
+    assert fitted[0] == fitted[1]
+    # Other held-out answers share batches with the train ones, and so may change the last bits of what is read of them.
+    assert all(
+        torch.allclose(models["one"][part], models["three"][part], atol=1e-4, rtol=1e-3)
+        for part in ("weight", "value", "value_bias")
+    )
+    assert fitted[0] == pytest.approx(fitted[2], rel=1e-3)
+
+
+def test_the_unit_of_a_heads_score_has_not_seen_held_out_answers(make_run: MakeRun, policy: Path) -> None:
+    units = []
+    for name, held in (("one", HELD), ("two", [{**row, "completions": [BAD * 3, GOOD * 3]} for row in HELD])):
+        data = DATA | {"preferences.jsonl": TRAIN + held}
+        root = make_run(name, kind="reward", config=HEAD | {"epochs": 1}, data=data, policy=str(policy))
+        assert main([str(root)]) == 0
+        settings = load_reward_model(root / "final").settings
+        units.append((settings.offset, settings.scale))
+    assert units[0] == pytest.approx(units[1], rel=1e-4)
+
+
+def votes(split: str, numbers: range) -> list[dict[str, Any]]:
+    """Three people judge each comparison; of every third one, one of them says the opposite."""
+    rows = []
+    for i in numbers:
+        for n, who in enumerate("abc"):
+            wrong = i % 3 == 0 and n == 2
+            rows.append(
+                preference(i, [[1], [0]] if wrong else [[0], [1]], split, annotator=who, judgment_id=f"j{i}{who}")
+                | {"strength": 1 if wrong else 4}
+            )
+    return rows
+
+
+def test_the_report_says_where_the_model_is_right_counting_comparisons(make_run: MakeRun, policy: Path) -> None:
+    data = DATA | {"preferences.jsonl": votes("train", range(24)) + votes("heldout", range(24, 32))}
+    root = make_run(kind="reward", config=PROBE | {"votes": "averaged"}, data=data, policy=str(policy))
+    assert main([str(root)]) == 0
+    found, report = metrics(root), RewardReport.model_validate_json((root / "report.json").read_text())
+    # Of 8 held-out comparisons 24, 27 and 30 have one vote of three against: (5 + 3 x 2/3) / 8.
+    assert found["heldout_accuracy"] == pytest.approx(0.875)
+    assert (found["heldout_n"], found["judgments_train"]) == (8, 72)
+    slices = {(one.slice, one.value): one for one in report.slices}
+    assert slices["all", "all"].accuracy == pytest.approx(0.875)
+    assert (slices["all", "all"].comparisons, slices["all", "all"].pairs) == (8, 24)
+    assert (slices["all", "all"].low, slices["all", "all"].high) == (found["heldout_low"], found["heldout_high"])
+    assert slices["strength", "4"].accuracy == 1.0
+    assert slices["strength", "1"].accuracy == 0.0
+    assert (slices["strength", "1"].comparisons, slices["strength", "1"].pairs) == (3, 3)
+    assert slices["annotator", "a"].accuracy == 1.0
+    assert slices["annotator", "c"].accuracy == pytest.approx(5 / 8)
+    assert slices["agreement", "unanimous"].accuracy == 1.0
+    assert slices["agreement", "split"].accuracy == pytest.approx(2 / 3)
+    assert slices["chosen", "longer"].accuracy == 1.0
+    assert slices["chosen", "shorter"].accuracy == 0.0
+    assert (found["longer_wins"], found["model_prefers_longer"]) == (pytest.approx(0.875), 1.0)
+    assert found["human_agreement"] == pytest.approx((5 * 3 + 3 * 1) / 24)
+    assert sum(one.pairs for one in report.reliability) == 24
+
+
+@pytest.mark.parametrize("config", [PROBE, HEAD | {"epochs": 1}, HEAD | {"calibration_share": 0.5}])
+def test_a_temperature_is_fitted_without_held_out_judgments(
+    make_run: MakeRun, policy: Path, config: dict[str, Any]
+) -> None:
+    # Every fourth judgment is wrong, so no honest model is sure.
+    noisy = [preference(i, [[1], [0]] if i % 4 == 0 else [[0], [1]]) for i in range(96)]
+    held = [preference(i, [[1], [0]] if i % 4 == 0 else [[0], [1]], "heldout") for i in range(96, 116)]
+    data = DATA | {"preferences.jsonl": noisy + held}
+    root = make_run(kind="reward", config=config, data=data, policy=str(policy))
+    assert main([str(root)]) == 0
+    found, calibration = metrics(root), load_reward_model(root / "final").settings.calibration
+    assert calibration is not None
+    assert calibration.temperature == found["temperature"]
+    assert (calibration.ece, calibration.ece_calibrated) == (found["ece"], found["ece_calibrated"])
+    kinds = {"probe": "cross-validation", "kept": "kept back", "pass": "single pass"}
+    kind = "kept" if "calibration_share" in config else "pass" if "kind" in config else "probe"
+    assert calibration.fitted_on == kinds[kind]
+    assert calibration.pairs == 96 if kind == "probe" else 20 <= calibration.pairs < 96
+    if kind == "kept":  # overfitted by far: the temperature takes it back
+        assert calibration.temperature > 1
+        assert found["heldout_nll_calibrated"] < found["heldout_nll"]
+
+
+def test_after_several_passes_a_head_has_no_temperature(make_run: MakeRun, policy: Path) -> None:
+    root = make_run(kind="reward", config=HEAD, data=DATA, policy=str(policy))
+    assert main([str(root)]) == 0
+    assert load_reward_model(root / "final").settings.calibration is None
+    assert "temperature" not in metrics(root)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PROBE | {"strength_margin": 1.0},
+        PROBE | {"label_smoothing": 0.1},
+        PROBE | {"rankings": "plackett-luce"},
+        HEAD | {"strength_margin": 1.0},
+        HEAD | {"label_smoothing": 0.1},
+        HEAD | {"rankings": "plackett-luce", "members": 2},
+    ],
+)
+def test_every_loss_learns_a_plain_preference(make_run: MakeRun, policy: Path, config: dict[str, Any]) -> None:
+    rows = [row | {"strength": 1 + i % 4} for i, row in enumerate(TRAIN)]
+    three = [preference(i, [[0], [2], [1]], completions=[GOOD, BAD, "Your kettle, noted."]) for i in range(60, 72)]
+    data = DATA | {"preferences.jsonl": rows + three + HELD}
+    root = make_run(kind="reward", config=config, data=data, policy=str(policy))
+    assert main([str(root)]) == 0
+    assert metrics(root)["heldout_accuracy"] == 1.0
+    assert metrics(root)["pairs_train"] == 24 + 36
+
+
+def test_a_margin_pulls_scores_apart_and_smoothing_together(make_run: MakeRun, policy: Path) -> None:
+    rows = [row | {"strength": 4} for row in TRAIN]
+    spread = {}
+    for name, more in (("plain", {}), ("margin", {"strength_margin": 3.0}), ("smooth", {"label_smoothing": 0.3})):
+        data = DATA | {"preferences.jsonl": rows + HELD}
+        root = make_run(name, kind="reward", config=PROBE | {"prior": 1.0} | more, data=data, policy=str(policy))
+        assert main([str(root)]) == 0
+        spread[name] = json.loads((root / "metrics.jsonl").read_text().splitlines()[-1])["margin"]
+    assert spread["smooth"] < spread["plain"] < spread["margin"]
 
 
 def test_only_ties_are_refused_with_a_reason(make_run: MakeRun, policy: Path) -> None:

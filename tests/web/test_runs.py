@@ -4,11 +4,12 @@ import pytest
 from sqlalchemy import select
 
 from app.core.configs import CONFIGS
+from app.core.errors import Invalid
 from app.core.records import Progress
 from app.core.vocabulary import CheckpointKind, RunKind, RunStatus
 from app.store import checkpoints, runs
 from app.store.models import Run
-from app.web.forms import settings_of
+from app.web.forms import config_of, settings_of
 from app.web.results import results
 from tests.web.conftest import FETCHING, Cast, House
 from tests.web.reading import words_of
@@ -36,6 +37,22 @@ def test_the_form_shows_every_field_of_the_configuration_with_its_sentence(admin
         assert f'name="set.{one.name}"' in page
         assert len(one.description.split()) >= 2, one.name
     assert basic, "somebody new sees some settings without unfolding"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "told"),
+    [
+        (
+            RunKind.PPO,
+            {"set.batch_size": "10", "set.minibatches": "3"},
+            "Batch_size 10 is not divisible",
+        ),
+        (RunKind.REWARD, {"set.kind": "probe", "set.pooling": "last"}, "A probe reads the whole answer"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_in_words(kind, given, told):
+    with pytest.raises(Invalid, match=told):
+        config_of(kind, given)
 
 
 def test_a_run_is_started_with_what_was_filled_in_and_defaults_elsewhere(admin, base, house, cast, reward_model):
