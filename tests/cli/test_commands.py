@@ -124,7 +124,7 @@ def test_dpo_is_started_with_its_settings_and_waited_for(sessions, project, make
     with sessions.begin() as s:
         make, project = make_with(s), s.merge(project)
         person, policy = make.person(project), checkpoints.policies(s, project.id)[1]
-        for _ in range(60):
+        for _ in range(150):
             make.pair(project, policy)
             make.judged(project, person)
 

@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_folder(folder / name, lambda partial, policy=policy: save_policy(partial, *policy))
     policy = new_starter("tiny", 0)
     probe = ProbeReward(RewardSettings(kind="probe", pooling="sum", likelihood=True, layers=[]), policy.model)
-    probe.weight.data[0, 0] = 5.0
+    probe.weight.data[0, 0] = 0.1
     write_folder(folder / "judge", lambda partial: save_reward_model(partial, probe, policy.tokenizer))
     return folder
 

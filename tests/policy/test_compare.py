@@ -29,7 +29,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A probe of the tiny starter that likes answers which the starter finds likely, and long ones not."""
     policy = new_starter("tiny", seed=0)
     model = ProbeReward(RewardSettings(kind="probe", pooling="sum", likelihood=True, layers=[]), policy.model)
-    model.weight.data[0, 0] = 5.0  # the log-probability, summed over the answer
+    model.weight.data[0, 0] = 0.5  # the log-probability, summed over the answer
     folder = tmp_path_factory.mktemp("judge") / "judge"
     write_folder(folder, lambda partial: save_reward_model(partial, model, policy.tokenizer))
     return folder

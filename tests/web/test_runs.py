@@ -163,9 +163,9 @@ def judged(house: House, cast: Cast, make_with):
     with house.store() as s:
         make = make_with(s)
         project = s.merge(cast.project)
-        for _ in range(64):
+        for _ in range(144):
             make.pair(project, cast.policy)
-        for _ in range(70):
+        for _ in range(150):
             make.judged(project, cast.people["annotator"])
 
 
@@ -186,7 +186,7 @@ def test_dpo_is_started_from_its_form_and_its_policy_promoted_from_the_loop(admi
         runs.append_metrics(s, run.id, run.attempt, [row])
     page = words_of(admin.get(f"{base}/runs/{run.id}").text)
     assert "DPO 1" in page
-    assert "70 judgments" in page
+    assert "150 judgments" in page
     assert "Reward of preferred answers" in page
     assert "Watch DPO 1" in words_of(admin.get(base).text)
     with house.store() as s:
