@@ -72,7 +72,7 @@ def expected(values: Tensor, rewards: Tensor, n: int) -> Tensor:
     Samples of equal reward share their ranks' weights, as a choice among them by chance would.
     """
     weights = torch.tensor(rank_weights(rewards.shape[1], n), dtype=torch.float64)
-    order = rewards.argsort(1, stable=True)
+    order = rewards.argsort(dim=1, stable=True)
     ordered = rewards.gather(1, order)
     given = torch.empty_like(ordered, dtype=torch.float64)
     for row, line in enumerate(ordered):

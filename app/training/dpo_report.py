@@ -21,14 +21,15 @@ from app.training.run import Run
 
 
 class Judged(NamedTuple):
-    """Loss and rewards under TRL's names, each judgment weighing 1, and how many pairs with a better side are right.
+    """Loss and rewards under TRL's names, each judgment weighing 1, and how many of the `strict` pairs (those with a
+    better side) are ordered rightly.
 
     A pair of equal rewards is half right. Without any judgment there is no figure.
     """
 
     figures: dict[str, float]
     right: float
-    count: int
+    strict: int
 
 
 class Report:
@@ -90,18 +91,18 @@ class Report:
         """The last look, and the metrics of result.json. Accuracies count pairs with a better side, each as one."""
         heldout, answered = self.look(step)
         train = self.judged(self._data.train)
-        low, high = wilson(heldout.right, heldout.count)
+        low, high = wilson(heldout.right, heldout.strict)
         return {
-            "heldout_accuracy": heldout.right / heldout.count if heldout.count else None,
+            "heldout_accuracy": heldout.right / heldout.strict if heldout.strict else None,
             "heldout_low": low,
             "heldout_high": high,
-            "heldout_n": heldout.count,
-            "longer_wins": self._data.heldout.longer_wins if heldout.count else None,
-            "train_accuracy": train.right / train.count,
+            "heldout_n": heldout.strict,
+            "longer_wins": self._data.heldout.longer_wins if heldout.strict else None,
+            "train_accuracy": train.right / train.strict,
             "heldout_loss": heldout.figures.get("loss"),
             **answered,
             "beta": self._beta,
-            "pairs_train": train.count,
+            "pairs_train": train.strict,
             **{f"left_out_{cause}": count for cause, count in self._data.left_out.items()},
         }
 

@@ -136,7 +136,7 @@ def test_dpo_is_started_with_its_settings_and_waited_for(sessions, project, make
 
     monkeypatch.setattr("app.cli.training.time.sleep", worker)
     said = say("train", "dpo", "--project", project.slug, "--set", "beta=0.2", "--seed", "3", "--wait")
-    assert "Run 1 (dpo) has finished: heldout_accuracy 0.75, kl 2.5." in said
+    assert "Run 1 (dpo) has finished: kl 2.5, heldout_accuracy 0.75." in said
 
 
 @pytest.mark.parametrize("busy", [False, True])

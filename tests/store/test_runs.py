@@ -204,11 +204,13 @@ def test_judgments_are_used_by_whatever_learnt_from_them_last(session, make, jud
     used = runs.learnt_from(session, judged.id)
     assert used == session.get(Snapshot, first.snapshot_id).train > 0
     person = make.person(judged)
+    policy = checkpoints.policies(session, judged.id)[0]
     for _ in range(8):
+        make.pair(judged, policy)
         make.judged(judged, person)
     second = runs.enqueue(session, judged.id, RunKind.DPO, None)
     checkpoints.register(session, judged.id, CheckpointKind.POLICY, second.id, None, "g", {}, {})
-    assert runs.learnt_from(session, judged.id) == session.get(Snapshot, second.snapshot_id).train
+    assert runs.learnt_from(session, judged.id) == session.get(Snapshot, second.snapshot_id).train > used
 
 
 def test_a_worker_at_work_is_seen_and_a_dead_one_is_not(session, project):

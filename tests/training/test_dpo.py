@@ -150,7 +150,8 @@ def encoded(tokenizer: Any, record: dict[str, Any]) -> tuple[list[int], list[int
 def plain_logprob(model: Any, row: tuple[list[int], list[int]]) -> float:
     """One sequence alone through the model's plain forward."""
     prompt, answer = row
-    logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
     return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(answer))
 
 
@@ -176,10 +177,10 @@ def test_a_high_beta_keeps_the_policy_nearer(make: Make) -> None:
 def test_the_sft_term_keeps_preferred_answers_likely(make: Make) -> None:
     logps = {}
     for weight in (0.0, 2.0):
-        root = make(f"sft-{weight}", sft_weight=weight, epochs=6, learning_rate=3e-3)
+        root = make(f"sft-{weight}", sft_weight=weight, epochs=12, learning_rate=3e-3)
         train(opened(root))
         logps[weight] = phase(root, "train")[-1]["logps/chosen"]
-    assert logps[2.0] > logps[0.0] + 1.0
+    assert logps[2.0] > logps[0.0] + 1.5
 
 
 def test_answers_are_shown_at_the_start_on_the_way_and_at_the_end(make: Make, rows_of: Rows) -> None:
