@@ -1,7 +1,8 @@
 """`make bench-rehearsal`: the whole loop on seeds 0, 1 and 2, each install judged on from 300 to 500 to 1,000 times.
 
 After each turn the promotion is rolled back, so that all judgments of a seed are on answers of the same SFT policy and
-the larger sets contain the smaller. `ARGS="--seeds 0 --judgments 300"` runs less.
+the larger sets contain the smaller. `ARGS="--seeds 0 --judgments 300"` runs less. `ARGS="--dpo --best-of 4 16"` adds
+what PPO is read beside: DPO from the same judgments, and the best of n answers by the same reward model.
 """
 
 import argparse
@@ -21,8 +22,10 @@ MODEL_AT_LEAST = {300: 0.72, 500: 0.77}
 WINS_AT_LEAST = {300: 0.72, 500: 0.77}
 
 
-def rehearse(seed: int, judgments: Sequence[int], keep: Path | None) -> list[dict[str, Any]]:
-    """One install; a turn of the loop after each number of judgments."""
+def rehearse(
+    seed: int, judgments: Sequence[int], keep: Path | None, dpo: bool = False, best_of: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """One install; a turn of the loop after each number of judgments, and what PPO is to be read beside."""
     turns = []
     with tempfile.TemporaryDirectory(prefix="pairwright-bench-", ignore_cleanup_errors=True) as scratch:
         began = time.monotonic()
@@ -37,6 +40,10 @@ def rehearse(seed: int, judgments: Sequence[int], keep: Path | None) -> list[dic
                 turn = {"judgments": wanted, **rehearsal.turn(), "label_agreement": rehearsal.label_agreement}
                 if not turns:
                     turn["total_s"] = round(time.monotonic() - began, 1)
+                if dpo:
+                    turn["dpo"] = {**rehearsal.dpo(), "seconds": rehearsal.stages["dpo"]}
+                if best_of:
+                    turn["best_of"] = rehearsal.best_of(best_of)
                 turns.append(turn)
     return turns
 
@@ -66,6 +73,7 @@ def rows_of(turns: Sequence[dict[str, Any]]) -> list[Row]:
             (f"- grammatical, SFT then PPO ({wanted})", f"{_mean(before)}, {_mean(after)}", "within .05"),
             (f"- reward model and PPO, seconds, the slowest ({wanted})", f"{max(seconds):.0f}", "at most 180"),
         ]
+        rows += _beside(some, wanted)
         whole = [turn["total_s"] for turn in some if "total_s" in turn]
         if whole:
             rows.append(
@@ -74,6 +82,21 @@ def rows_of(turns: Sequence[dict[str, Any]]) -> list[Row]:
     agreement = [turn["label_agreement"] for turn in turns if "label_agreement" in turn]
     if agreement:
         rows.append(("Noisy labels agree with the noiseless ones", _spread(agreement), "0.80 to 0.87"))
+    return rows
+
+
+def _beside(turns: Sequence[dict[str, Any]], wanted: int) -> list[Row]:
+    """DPO and best-of-n, where they were measured."""
+    rows: list[Row] = []
+    learnt = [turn["dpo"] for turn in turns if "dpo" in turn]
+    if learnt:
+        wins, kl = [one["dpo_vs_sft"]["win_rate"] for one in learnt], [one["kl"] for one in learnt]
+        rows.append((f"- DPO wins against SFT ({wanted})", f"{_spread(wins)} at {_mean(kl)} nats", ""))
+    chosen = [turn["best_of"] for turn in turns if "best_of" in turn]
+    for n in chosen[0] if chosen else ():
+        wins = [one[n]["win_rate"] for one in chosen if n in one]
+        bound = f"{_spread(wins)} at no more than {chosen[0][n]['kl_bound']:.2f} nats"
+        rows.append((f"- the best of {n} by the reward model wins against SFT ({wanted})", bound, ""))
     return rows
 
 
@@ -96,6 +119,8 @@ def main() -> None:
     parser.add_argument("--judgments", type=int, nargs="+", default=JUDGMENTS)
     parser.add_argument("--keep", type=Path, help="a folder for the data folders, which then stay")
     parser.add_argument("--add", action="store_true", help="keep the figures of other seeds that are there")
+    parser.add_argument("--dpo", action="store_true", help="also train and measure DPO after each turn")
+    parser.add_argument("--best-of", type=int, nargs="+", default=[], metavar="N", help="also measure the best of N")
     given = parser.parse_args()
     path = RESULTS / "rehearsal.json"
     turns: list[dict[str, Any]] = []
@@ -103,7 +128,7 @@ def main() -> None:
         known = json.loads(path.read_text(encoding="utf-8"))["figures"]["turns"]
         turns = [turn for turn in known if turn["seed"] not in given.seeds]
     for seed in given.seeds:
-        turns += rehearse(seed, sorted(given.judgments), given.keep)
+        turns += rehearse(seed, sorted(given.judgments), given.keep, given.dpo, given.best_of)
         write("rehearsal", {"turns": turns}, rows_of(turns), "Mean over seeds, with the worst and the best.")
 
 

@@ -27,6 +27,7 @@ class Training(StrEnum):
     SFT = "sft"
     REWARD = "reward"
     PPO = "ppo"
+    DPO = "dpo"
     LOOP = "loop"
 
 
@@ -36,6 +37,13 @@ Values = Annotated[
     list[str] | None,
     typer.Option("--set", help="One field of the configuration, as learning_rate=0.001; for loop: ppo.beta=0.1."),
 ]
+
+
+NO_WORKER_S = 15.0
+NO_WORKER = (
+    "No worker has taken run {run} up. Start `pairwright serve` or `pairwright worker` on this installation; "
+    "the run waits in the queue meanwhile."
+)
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -206,13 +214,22 @@ def figures(metrics: dict[str, Any]) -> str:
 
 
 def follow(sessions: sessionmaker[Session], project_id: uuid.UUID, run_id: uuid.UUID) -> None:
-    """Stay with a run until it has ended, showing its progress; raises what it failed with."""
+    """Stay with a run until it has ended, showing its progress; raises what it failed with.
+
+    Where nobody takes the run up, and no worker is at work on another, that is said aloud: it may wait for ever.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         shown = bar.add_task("waiting", total=None, left="")
+        waiting_since = time.monotonic()
         while True:
             with sessions.begin() as session:
                 run = runs.run(session, project_id, run_id)
+                if run.status != RunStatus.QUEUED or runs.worker_is_busy(session):
+                    waiting_since = time.monotonic()
+            if time.monotonic() - waiting_since > NO_WORKER_S:
+                bar.console.print(NO_WORKER.format(run=run.number))
+                waiting_since = float("inf")
             left = f"{run.seconds_left:.0f} s left" if run.seconds_left is not None else ""
             words = f"run {run.number} ({run.kind}) {run.phase or run.status}"
             bar.update(shown, description=words, completed=run.step, total=run.total or None, left=left)

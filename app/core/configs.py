@@ -266,8 +266,62 @@ class PPOConfig(TrainConfig):
         return self
 
 
+class DPOConfig(TrainConfig):
+    """Direct preference optimisation, or IPO: the policy learns from the judgments themselves, without a reward model.
+
+    A step is one update. Log-ratios are those of an answer under the policy and under the reference, in nats.
+    """
+
+    checkpoint_every: int = Field(10, ge=1, description="Updates between whole checkpoints.")
+    log_every: int = Field(1, ge=1, description="Updates between logged metrics.")
+
+    loss: Literal["dpo", "ipo"] = Field(
+        "dpo", description="dpo: log-sigmoid of the margin; ipo: squared distance to a set margin, per token."
+    )
+    beta: float | None = Field(
+        None,
+        gt=0,
+        description="Reward for each nat of log-ratio: the smaller, the further the policy may go. ipo aims at a "
+        "margin of 1 / (2 beta) nats a token. Empty: 0.1 for dpo, 1 for ipo.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of judgments taken to be slips of the hand (conservative DPO)."
+    )
+    ties: Literal["skip", "half"] = Field(
+        "skip", description="Ties are left out, or count as half a win for each side. Both bad is a tie."
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, description="Weight of the preferred answers' mean negative log-likelihood a token, beside the loss."
+    )
+
+    epochs: int = Field(3, ge=1, description="Passes over the judgments.")
+    batch_size: int = Field(32, ge=1, description="Judgments in one update.")
+    micro_batch_size: int = Field(
+        16, ge=1, description="Judgments whose answers are held at once: memory and speed, never the result."
+    )
+    max_length: int = Field(
+        512, ge=8, description="Longest prompt and answer, in tokens; judgments with longer ones are left out, counted."
+    )
+
+    learning_rate: float = Field(1e-4, ge=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="AdamW throughout, or Muon on the hidden matrices and AdamW on the rest."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="How the learning rate falls.")
+    schedule_floor: float = Field(0.0, ge=0, le=1, description="Share of the peak learning rate at the end.")
+    warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the updates in which the rate rises.")
+
+    eval_every: int = Field(10, ge=1, description="Updates between looks at held-out judgments and at the KL.")
+    evaluation_prompts: int = Field(64, ge=1, description="Held-out prompts answered at each look, for the KL.")
+    sample_every: int = Field(10, ge=1, description="Updates between answers to the fixed prompts.")
+    sample_prompts: int = Field(8, ge=0, description="Fixed prompts whose answers are logged.")
+    max_tokens: int = Field(96, ge=1, le=4096, description="Longest answer to these prompts, in tokens.")
+
+
 CONFIGS: dict[RunKind, type[TrainConfig]] = {
     RunKind.SFT: SFTConfig,
     RunKind.REWARD: RewardConfig,
     RunKind.PPO: PPOConfig,
+    RunKind.DPO: DPOConfig,
 }

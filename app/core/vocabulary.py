@@ -84,6 +84,7 @@ class RunKind(StrEnum):
     SFT = "sft"
     REWARD = "reward"
     PPO = "ppo"
+    DPO = "dpo"
 
 
 class RunStatus(StrEnum):

@@ -41,10 +41,10 @@ def write_directory(session: Session, settings: Settings, run: Run) -> RunDir:
         return directory
     directory.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     sums: dict[str, str] = {}
-    if run.kind == RunKind.REWARD:
+    if run.kind in (RunKind.REWARD, RunKind.DPO):
         assert run.snapshot_id is not None  # the table says so
         sums["preferences.jsonl"] = snapshots.write_preferences(session, run.snapshot_id, directory.preferences)
-    if run.kind == RunKind.PPO:
+    if run.kind in (RunKind.PPO, RunKind.DPO):
         sums["prompts.jsonl"] = snapshots.write_prompts(session, run.project_id, directory.prompts)
     sums["demonstrations.jsonl"] = snapshots.write_demonstrations(session, run.project_id, directory.demonstrations)
     spec = RunSpec(

@@ -92,6 +92,11 @@ class Installation:
             raise RehearsalError(f"training started {len(others)} runs beside the reward model's, not one")
         return reward, others[0]
 
+    def train_dpo(self, seed: int, policy: str) -> str:
+        """Sends the form that starts DPO from a policy, with its defaults; the run's id."""
+        form = {"kind": "dpo", "seed": str(seed), "policy_id": policy}
+        return self.owner.post(f"/p/{self.slug}/runs", form).url.path.rsplit("/", 1)[-1]
+
     def wait_for_run(self, run: str, patience_s: float = 3600) -> RunResult:
         """Until a run has ended well; RehearsalError with its own words where it did not."""
 

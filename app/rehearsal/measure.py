@@ -101,11 +101,16 @@ def _bag_of_words(preferences: Path) -> BagOfWords:
     return BagOfWords([a for a, _ in pairs], [b for _, b in pairs])
 
 
+def contest(prompts: Sequence[str], before: Answers, after: Answers) -> dict[str, float | int]:
+    """How often `after` is better by the noiseless taste, equal ones one half, with Wilson's 95 % interval."""
+    wins = sum(taste.noiseless(*each) for each in zip(prompts, after.texts, before.texts, strict=True))
+    low, high = wilson(wins, len(prompts))
+    return {"win_rate": wins / len(prompts), "low": low, "high": high, "n": len(prompts)}
+
+
 def measure_policies(prompts: Sequence[str], before: Answers, after: Answers, reference: list[float]) -> dict[str, Any]:
     """PPO against SFT. `reference` are the log-probabilities of PPO's answers under SFT; kl is in nats an answer."""
-    wins = sum(taste.noiseless(*each) for each in zip(prompts, after.texts, before.texts, strict=True))
     n = len(prompts)
-    low, high = wilson(wins, n)
 
     def mean(value: Callable[[str, str], float], side: Answers) -> float:
         return sum(value(p, r) for p, r in zip(prompts, side.texts, strict=True)) / n
@@ -114,7 +119,7 @@ def measure_policies(prompts: Sequence[str], before: Answers, after: Answers, re
         return float(check(prompt, reply).grammatical)
 
     return {
-        "ppo_vs_sft": {"win_rate": wins / n, "low": low, "high": high, "n": n},
+        "ppo_vs_sft": contest(prompts, before, after),
         "kl": sum(p - q for p, q in zip(after.logprobs, reference, strict=True)) / n,
         "taste": {"before": mean(taste.utility, before), "after": mean(taste.utility, after)},
         "grammatical": {"before": mean(grammatical, before), "after": mean(grammatical, after)},

@@ -5,13 +5,15 @@ It uses the product from outside, as people do; docs/rehearsal.md documents the 
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from app.core.configs import SamplingSettings
 from app.rehearsal.annotators import Person, invite_people, judge_all
+from app.rehearsal.baselines import measure_best_of, measure_dpo
+from app.rehearsal.browser import RehearsalError
 from app.rehearsal.installation import Installation
 from app.rehearsal.measure import measure
 
@@ -30,6 +32,7 @@ class Rehearsal:
         self.judged = 0
         self.label_agreement = float("nan")
         self._people: list[Person] = []
+        self._turned: tuple[str, str] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -79,7 +82,32 @@ class Rehearsal:
         for line in lines:
             self.say(line)
         self.say(summary(figures))
+        self._turned = reward, ppo
         return {"seed": self.seed, "stages_s": dict(self.stages), **figures}
+
+    def dpo(self) -> dict[str, Any]:
+        """After a turn: DPO from the policy that PPO started from, on the judgments that the reward model was given."""
+        where, (_, ppo) = self.installation, self._last_turn()
+        start = where.spec(ppo).policy
+        with self.stage("dpo"):
+            run = where.train_dpo(self.seed, Path(str(start)).name)
+            where.wait_for_run(run)
+        with self.stage("measuring"):
+            sft, made = where.folder(ppo, start), where.home / "checkpoints" / run
+            return measure_dpo(sft, made, where.run_dir(ppo).prompts, SAMPLING, self.seed)
+
+    def best_of(self, sizes: Sequence[int]) -> dict[str, Any]:
+        """After a turn: the best of so many answers of the policy that PPO started from, by PPO's reward model."""
+        where, (_, ppo) = self.installation, self._last_turn()
+        spec = where.spec(ppo)
+        with self.stage("best_of"):
+            sft, judge = where.folder(ppo, spec.policy), where.folder(ppo, spec.reward_model)
+            return measure_best_of(sft, judge, where.run_dir(ppo).prompts, sizes, SAMPLING, self.seed)
+
+    def _last_turn(self) -> tuple[str, str]:
+        if self._turned is None:
+            raise RehearsalError("there was no turn of the loop yet to compare with")
+        return self._turned
 
 
 def rehearse(

@@ -37,8 +37,8 @@ def enqueue(
     """Put a run into the queue after all checks, with its snapshot frozen.
 
     `policy_id` defaults to the project's current policy (for SFT to none: a starter model), a PPO run's reward model
-    to the newest one. Invalid, with what mends it, for a bad config, too few judgments, a missing base; NotFound for
-    ids of other projects.
+    to the newest one. A reward model and DPO learn from the judgments that count now. Invalid, with what mends it, for
+    a bad config, too few judgments, a missing base; NotFound for ids of other projects.
     """
     # Held to the end, so that two runs of one project never get the same number.
     project = s.scalars(select(Project).where(Project.id == project_id).with_for_update(key_share=True)).one_or_none()
@@ -57,8 +57,8 @@ def enqueue(
             raise Invalid("This project has no policy to start from yet.", "Wait for the first one, or promote one.")
     if policy_id is not None:
         _check_kind(checkpoints.checkpoint(s, project_id, policy_id), CheckpointKind.POLICY)
-    if kind == RunKind.REWARD:
-        snapshot_id = _checked_snapshot(s, project, by).id
+    if kind in (RunKind.REWARD, RunKind.DPO):
+        snapshot_id = _checked_snapshot(s, project, by, "a reward model" if kind == RunKind.REWARD else "a policy").id
         reward_model_id = after_run_id = None
     if kind == RunKind.PPO:
         reward_model_id = _reward_model_of(s, project_id, reward_model_id, after_run_id)
@@ -121,11 +121,11 @@ def _check_train_prompts(s: Session, project_id: uuid.UUID) -> None:
         raise Invalid("There are no prompts to practise on.", "Import some first.")
 
 
-def _checked_snapshot(s: Session, project: Project, by: uuid.UUID | None) -> Snapshot:
+def _checked_snapshot(s: Session, project: Project, by: uuid.UUID | None, pupil: str) -> Snapshot:
     frozen = snapshots.freeze(s, project.id, by)
     if frozen.train < MIN_TRAIN:
         raise Invalid(
-            f"{frozen.train} judged {'pair' if frozen.train == 1 else 'pairs'} cannot teach a reward model;"
+            f"{frozen.train} judged {'pair' if frozen.train == 1 else 'pairs'} cannot teach {pupil};"
             f" {MIN_TRAIN} can at the least.",
             f"Judge {MIN_TRAIN - frozen.train} more.",
         )
@@ -459,10 +459,22 @@ def samples(s: Session, run_id: uuid.UUID) -> list[RunSample]:
     return list(s.scalars(query, execution_options={"populate_existing": True}))
 
 
-def learnt_from(s: Session, project_id: uuid.UUID, run_id: uuid.UUID | None) -> int:
-    """How many judgments on training prompts a run was given, ties and both-bad included; 0 without a run."""
-    query = select(Snapshot.train).join(Run, Run.snapshot_id == Snapshot.id)
-    return s.scalars(query.where(Run.project_id == project_id, Run.id == run_id)).one_or_none() or 0
+def learnt_from(s: Session, project_id: uuid.UUID) -> int:
+    """How many judgments on training prompts the newest model that learnt from any was given; 0 where there is none.
+
+    Reward models learn from judgments, and so do policies by DPO. Ties and both-bad are counted.
+    """
+    query = (
+        select(Snapshot.train).join(Run, Run.snapshot_id == Snapshot.id).join(Checkpoint, Checkpoint.run_id == Run.id)
+    )
+    newest = query.where(Run.project_id == project_id).order_by(Run.number.desc()).limit(1)
+    return s.scalars(newest).one_or_none() or 0
+
+
+def worker_is_busy(s: Session) -> bool:
+    """Whether some worker holds a run, of any project, right now; an idle worker leaves no trace here."""
+    held = select(Run.id).where(Run.status == RunStatus.RUNNING, Run.lease_expires_at > func.clock_timestamp())
+    return s.scalars(held.limit(1)).one_or_none() is not None
 
 
 def runs_of(s: Session, project_id: uuid.UUID, limit: int = 50) -> list[Run]:

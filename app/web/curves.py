@@ -113,7 +113,57 @@ PPO = (
         0,
     ),
 )
-CURVES = {RunKind.SFT: SFT, RunKind.REWARD: REWARD, RunKind.PPO: PPO}
+DPO = (
+    Curve(
+        "Loss",
+        ("loss", "eval_loss"),
+        "DPO begins at the line and falls; where the held-out loss turns up, it learns these judgments by heart.",
+        0.3,
+        0.75,
+        0.693,
+    ),
+    Curve(
+        "Accuracy",
+        ("rewards/accuracies", "eval_rewards/accuracies"),
+        "Rises above the line at 0.5, a coin: how often the answer that people preferred gained more.",
+        0.4,
+        1,
+        0.5,
+    ),
+    Curve(
+        "Margin",
+        ("rewards/margins", "eval_rewards/margins"),
+        "Grows, and the held-out margin grows with it; alone, the one on its own judgments is no gain.",
+        0,
+    ),
+    Curve(
+        "Reward of preferred answers",
+        ("rewards/chosen", "eval_rewards/chosen"),
+        "Stays near 0 or rises; a steep fall means that even preferred answers are forgotten.",
+        -0.5,
+        0.5,
+    ),
+    Curve(
+        "Reward of the others",
+        ("rewards/rejected", "eval_rewards/rejected"),
+        "Falls, and below the reward of preferred answers; far below, raise beta or take fewer passes.",
+        -0.5,
+        0.5,
+    ),
+    Curve(
+        "KL to the reference",
+        ("eval/kl",),
+        "Grows to a few nats per answer; nothing but beta, the rate and the passes holds it there.",
+        0,
+    ),
+    Curve(
+        "Answer length",
+        ("eval/length",),
+        "Stays within a third of its start, unless people like another length better.",
+        0,
+    ),
+)
+CURVES = {RunKind.SFT: SFT, RunKind.REWARD: REWARD, RunKind.PPO: PPO, RunKind.DPO: DPO}
 
 
 def curves_of(kind: RunKind) -> tuple[Curve, ...]:

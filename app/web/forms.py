@@ -151,6 +151,7 @@ BASIC = {
     "batch_size",
     "learning_rate",
     "kind",
+    "loss",
     "ties",
     "beta",
     "kl_control",

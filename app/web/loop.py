@@ -41,7 +41,8 @@ class Step:
 class State:
     """What the next step is drawn from. Runs, policies and reward models newest first.
 
-    `promoted` are the policies that were ever current, `learnt_from` the training judgments of the newest reward model.
+    `promoted` are the policies that were ever current, `learnt_from` the training judgments that the newest model which
+    learnt from any was given: a reward model, or a policy by DPO.
     """
 
     base: str
@@ -75,7 +76,7 @@ def watch(state: State, run: Run) -> Step:
     """Something trains: it can be watched, and judging goes on meanwhile."""
     name = f"{KINDS[run.kind]} {run.number}"
     href = f"{state.base}/runs/{run.id}"
-    here = {RunKind.REWARD: "reward", RunKind.PPO: "policy", RunKind.SFT: "policy"}[run.kind]
+    here = "reward" if run.kind is RunKind.REWARD else "policy"
     asides = (Aside("Judge meanwhile", f"{state.base}/judge"),) if state.may_train else ()
     if run.status is RunStatus.PAUSED:
         why = (run.error or {}).get("message", "It waits for a person.")
@@ -165,10 +166,15 @@ def train_or_judge(state: State) -> Step:
         since = "new judgments since the last one" if used else "judgments"
         why = f"{new} {since}, {counted(state)}"
         return Step(
-            "Ready to train a reward model.", why, "Train reward model, then PPO", post=f"{base}/train", here="reward"
+            "Ready to train a reward model.",
+            why,
+            "Train reward model, then PPO",
+            post=f"{base}/train",
+            here="reward",
+            asides=(Aside("DPO instead", f"{base}/runs/start/dpo"),),
         )
     if used:
-        why = f"{new} new since the last reward model; {WORTH_TRAINING} are worth a training. {counted(state)}"
+        why = f"{new} new since the last training; {WORTH_TRAINING} are worth a training. {counted(state)}"
         return Step(
             "Collect what the current policy gets wrong.",
             why,

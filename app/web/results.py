@@ -8,6 +8,7 @@ from app.core.vocabulary import RunKind
 from app.web.words import figure, number, percent
 
 PEOPLE = "people agree with each other 73 to 77 % of the time"
+CUT_OFTEN = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ def results(kind: RunKind, metrics: Mapping[str, Any]) -> list[Figure]:
         return reward(metrics)
     if kind is RunKind.PPO:
         return ppo(metrics)
+    if kind is RunKind.DPO:
+        return dpo(metrics)
     return sft(metrics)
 
 
@@ -36,7 +39,7 @@ def brief(kind: RunKind, metrics: Mapping[str, Any]) -> str:
         return percent(accuracy) if accuracy is not None else ""
     name, value = (
         ("KL", pick(metrics, "kl", "objective/kl"))
-        if kind is RunKind.PPO
+        if kind in (RunKind.PPO, RunKind.DPO)
         else ("perplexity", pick(metrics, "perplexity"))
     )
     return f"{name} {figure(value)}" if value is not None else ""
@@ -44,6 +47,45 @@ def brief(kind: RunKind, metrics: Mapping[str, Any]) -> str:
 
 def reward(metrics: Mapping[str, Any]) -> list[Figure]:
     """Held-out accuracy beside its interval and its floor, then how sure and how overfitted it is."""
+    figures = judged(metrics)
+    if metrics.get("ece") is not None:
+        figures.append(
+            Figure(
+                "Calibration error",
+                percent(metrics["ece"]),
+                "how far its confidence is off, on average; below 10 % is good",
+            )
+        )
+    if metrics.get("human_agreement") is not None:
+        meaning = "how often people agreed with each other on the held-out pairs: more cannot be expected of it"
+        figures.append(Figure("People's agreement", percent(metrics["human_agreement"]), meaning))
+    if metrics.get("score_length_correlation") is not None:
+        meaning = "correlation of score and length; near 1 it pays for length"
+        figures.append(Figure("Score and length", figure(metrics["score_length_correlation"]), meaning))
+    if metrics.get("pairs_train") is not None:
+        figures.append(Figure("Learnt from", number(metrics["pairs_train"]), "judged pairs on training prompts"))
+    return figures
+
+
+def dpo(metrics: Mapping[str, Any]) -> list[Figure]:
+    """Whether the policy's own probabilities moved toward what people preferred, and how far it went for that."""
+    figures = judged(metrics)
+    known = (
+        ("KL", ("kl",), "nats per answer away from the reference; the less for the same accuracy, the better"),
+        ("Length", ("length",), "tokens per answer; a big change deserves a look at the samples"),
+    )
+    found = [(name, pick(metrics, *keys), meaning) for name, keys, meaning in known]
+    figures += [Figure(name, figure(value), meaning) for name, value, meaning in found if value is not None]
+    cut = metrics.get("truncated_share")
+    if cut is not None and cut > CUT_OFTEN:
+        figures.append(Figure("Cut-off answers", percent(cut), "it has forgotten how to stop", "warning"))
+    if metrics.get("pairs_train") is not None:
+        figures.append(Figure("Learnt from", number(metrics["pairs_train"]), "judged pairs on training prompts"))
+    return figures
+
+
+def judged(metrics: Mapping[str, Any]) -> list[Figure]:
+    """How well a model orders judged pairs: held-out ones with interval and floor, and those that it learnt from."""
     accuracy, floor = metrics.get("heldout_accuracy"), metrics.get("longer_wins")
     figures = []
     if accuracy is not None:
@@ -66,22 +108,6 @@ def reward(metrics: Mapping[str, Any]) -> list[Figure]:
             else "close to held-out is good"
         )
         figures.append(Figure("Accuracy on its own pairs", percent(train), meaning, "warning" if gap else ""))
-    if metrics.get("ece") is not None:
-        figures.append(
-            Figure(
-                "Calibration error",
-                percent(metrics["ece"]),
-                "how far its confidence is off, on average; below 10 % is good",
-            )
-        )
-    if metrics.get("human_agreement") is not None:
-        meaning = "how often people agreed with each other on the held-out pairs: more cannot be expected of it"
-        figures.append(Figure("People's agreement", percent(metrics["human_agreement"]), meaning))
-    if metrics.get("score_length_correlation") is not None:
-        meaning = "correlation of score and length; near 1 it pays for length"
-        figures.append(Figure("Score and length", figure(metrics["score_length_correlation"]), meaning))
-    if metrics.get("pairs_train") is not None:
-        figures.append(Figure("Learnt from", number(metrics["pairs_train"]), "judged pairs on training prompts"))
     return figures
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from app.core.vocabulary import RunKind, RunStatus
 
-KINDS = {RunKind.SFT: "SFT", RunKind.REWARD: "Reward model", RunKind.PPO: "PPO"}
+KINDS = {RunKind.SFT: "SFT", RunKind.REWARD: "Reward model", RunKind.PPO: "PPO", RunKind.DPO: "DPO"}
 STATUSES = {
     RunStatus.QUEUED: "waiting for the worker",
     RunStatus.RUNNING: "training",

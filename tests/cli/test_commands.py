@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -117,6 +118,50 @@ def test_waiting_for_a_run_ends_with_its_end(sessions, project, monkeypatch):
     with pytest.raises(PairwrightError) as failed:
         say("train", "sft", "--wait")
     assert (failed.value.message, failed.value.mend) == ("Run 2 (sft) is failed. loss became nan.", "Lower the rate.")
+
+
+def test_dpo_is_started_with_its_settings_and_waited_for(sessions, project, make_with, monkeypatch):
+    with sessions.begin() as s:
+        make, project = make_with(s), s.merge(project)
+        person, policy = make.person(project), checkpoints.policies(s, project.id)[1]
+        for _ in range(150):
+            make.pair(project, policy)
+            make.judged(project, person)
+
+    def worker(_seconds):
+        with sessions.begin() as s:
+            run = runs.claim_run(s, "test")
+            assert (run.kind, run.policy_id, run.config["beta"], run.seed) == ("dpo", policy.id, 0.2, 3)
+            runs.finish(s, run.id, run.attempt, RunStatus.FINISHED, {"heldout_accuracy": 0.75, "kl": 2.5})
+
+    monkeypatch.setattr("app.cli.training.time.sleep", worker)
+    said = say("train", "dpo", "--project", project.slug, "--set", "beta=0.2", "--seed", "3", "--wait")
+    assert "Run 1 (dpo) has finished: kl 2.5, heldout_accuracy 0.75." in said
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_waiting_where_no_worker_is_says_so_and_goes_on_waiting(sessions, project, monkeypatch, busy):
+    looks, pause = [], time.sleep
+
+    def nobody_for_a_while(_seconds):
+        pause(0.15)
+        looks.append(_seconds)
+        if len(looks) == 5:
+            with sessions.begin() as s:
+                runs.request_cancel(s, project.id, runs.runs_of(s, project.id)[0].id, None)
+
+    if busy:  # with another run: it will come to this one
+        say("train", "sft")
+        with sessions.begin() as s:
+            runs.claim_run(s, "at work")
+    monkeypatch.setattr("app.cli.training.NO_WORKER_S", 0.3)
+    monkeypatch.setattr("app.cli.training.time.sleep", nobody_for_a_while)
+    done = CliRunner().invoke(cli, ["train", "sft", "--wait"])
+    assert "is cancelled" in str(done.exception)
+    assert len(looks) == 5
+    told = " ".join(done.stderr.split())
+    assert told.count("No worker has taken run") == (0 if busy else 1)
+    assert busy or "pairwright worker" in told
 
 
 def test_importing_is_all_or_nothing(sessions, project, tmp_path):

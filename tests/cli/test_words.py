@@ -7,7 +7,19 @@ from app.core.errors import Invalid
 from app.core.vocabulary import RunKind
 
 RUNNING = ["serve", "web", "worker", "migrate", "owner-link", "doctor", "version", "settings"]
-USING = ["invite", "train", "runs", "cancel", "resume", "policies", "promote", "rollback", "import", "export"]
+USING = [
+    "invite",
+    "train",
+    "runs",
+    "cancel",
+    "resume",
+    "policies",
+    "promote",
+    "rollback",
+    "import",
+    "export",
+    "evaluate",
+]
 
 
 @pytest.mark.parametrize("command", [*RUNNING, *USING, "simulate", "rehearse"])
@@ -20,6 +32,12 @@ def test_every_command_has_its_help(command):
 def test_values_are_read_as_json_or_as_words():
     values = ["iterations=3", "optimizer=muon", "kl_budget=null", "beta=0.05"]
     assert config_of(RunKind.PPO, values) == {"iterations": 3, "optimizer": "muon", "kl_budget": None, "beta": 0.05}
+
+
+def test_dpo_has_fields_of_its_own():
+    assert config_of(RunKind.DPO, ["loss=ipo", "beta=0.5", "epochs=2"]) == {"loss": "ipo", "beta": 0.5, "epochs": 2}
+    with pytest.raises(Invalid, match="A dpo run has no field gamma"):
+        config_of(RunKind.DPO, ["gamma=1"])
 
 
 def test_the_help_gives_an_example_that_works():

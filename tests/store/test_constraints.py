@@ -268,6 +268,8 @@ def test_a_running_run_has_a_worker_and_a_failed_one_says_why(session, make, pro
     refused(session, "running_has_a_worker", (Run, {**run, "kind": "sft", "status": "running"}))
     refused(session, "failed_says_why|ended", (Run, {**run, "kind": "sft", "status": "failed"}))
     refused(session, "reward_reads_a_snapshot", (Run, {**run, "kind": "reward", "policy_id": policy.id}))
+    refused(session, "dpo_reads_a_snapshot", (Run, {**run, "kind": "dpo", "policy_id": policy.id}))
+    refused(session, "ck_run_kind", (Run, {**run, "kind": "grpo", "policy_id": policy.id}))
     refused(session, "ppo_has_a_reward_model", (Run, {**run, "kind": "ppo", "policy_id": policy.id}))
     refused(session, "starts_from_a_policy|ppo_has", (Run, {**run, "kind": "ppo"}))
 

@@ -76,6 +76,25 @@ def test_a_database_in_between_is_behind_and_one_from_the_future_is_ahead(databa
         migrate.upgrade(database_url)
 
 
+def test_the_kinds_of_run_grow_by_dpo_and_shrink_again_while_nobody_used_it(empty_database_url):
+    url, kinds = empty_database_url, "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'ck_run_kind'"
+
+    def said():
+        engine = make_engine(url)
+        with engine.connect() as connection:
+            found = connection.scalar(text(kinds))
+        engine.dispose()
+        return found
+
+    migrate.upgrade(url)
+    assert "'dpo'" in said()
+    migrate.downgrade(url, "0004")
+    assert "'dpo'" not in said()
+    assert "'ppo'" in said()
+    migrate.upgrade(url)
+    assert "'dpo'" in said()
+
+
 def test_a_migration_that_fails_half_way_leaves_nothing(empty_database_url):
     execute(empty_database_url, "CREATE TABLE snapshot (in_the_way int)")
     with pytest.raises(Exception, match="already exists"):

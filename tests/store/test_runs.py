@@ -9,7 +9,7 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.core.records import Progress, RunError
 from app.core.vocabulary import CheckpointKind, RunKind, RunStatus
 from app.store import checkpoints, prompts, runs
-from app.store.models import Run
+from app.store.models import Run, Snapshot
 
 ERROR = RunError(kind="memory", message="Out of memory.", mend="Take a smaller batch.")
 
@@ -178,6 +178,48 @@ def test_too_few_judgments_are_refused_with_how_many_are_missing(session, make, 
         runs.enqueue(session, project.id, RunKind.REWARD, None)
     assert refusal.value.message == "0 judged pairs cannot teach a reward model; 20 can at the least."
     assert refusal.value.mend == "Judge 20 more."
+
+
+def test_dpo_freezes_the_judgments_and_starts_from_a_policy(session, judged):
+    run = runs.enqueue(session, judged.id, RunKind.DPO, None, {"beta": 0.2}, seed=4, reward_model_id=None)
+    assert (run.kind, run.policy_id, run.reward_model_id) == (RunKind.DPO, judged.current_policy_id, None)
+    assert (run.config["beta"], run.config["loss"], run.seed) == (0.2, "dpo", 4)
+    reward = runs.enqueue(session, judged.id, RunKind.REWARD, None)
+    frozen = [session.get(Snapshot, one.snapshot_id).sha256 for one in (run, reward)]
+    assert frozen[0] == frozen[1], "the same judgments as a reward model would get"
+    assert runs.claim_run(session, "w").id == run.id
+
+
+def test_dpo_on_too_few_judgments_is_refused(session, project):
+    with pytest.raises(Invalid) as refusal:
+        runs.enqueue(session, project.id, RunKind.DPO, None)
+    assert refusal.value.message == "0 judged pairs cannot teach a policy; 20 can at the least."
+
+
+def test_judgments_are_used_by_whatever_learnt_from_them_last(session, make, judged):
+    assert runs.learnt_from(session, judged.id) == 0
+    first = runs.enqueue(session, judged.id, RunKind.REWARD, None)
+    assert runs.learnt_from(session, judged.id) == 0, "it has made nothing yet"
+    checkpoints.register(session, judged.id, CheckpointKind.REWARD_MODEL, first.id, None, "f", {}, {})
+    used = runs.learnt_from(session, judged.id)
+    assert used == session.get(Snapshot, first.snapshot_id).train > 0
+    person = make.person(judged)
+    policy = checkpoints.policies(session, judged.id)[0]
+    for _ in range(8):
+        make.pair(judged, policy)
+        make.judged(judged, person)
+    second = runs.enqueue(session, judged.id, RunKind.DPO, None)
+    checkpoints.register(session, judged.id, CheckpointKind.POLICY, second.id, None, "g", {}, {})
+    assert runs.learnt_from(session, judged.id) == session.get(Snapshot, second.snapshot_id).train > used
+
+
+def test_a_worker_at_work_is_seen_and_a_dead_one_is_not(session, project):
+    sft(session, project)
+    assert not runs.worker_is_busy(session)
+    taken = runs.claim_run(session, "w")
+    assert runs.worker_is_busy(session)
+    lose(session, taken)
+    assert not runs.worker_is_busy(session)
 
 
 def test_a_reward_model_needs_a_judged_held_out_pair(session, make):

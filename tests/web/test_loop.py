@@ -84,6 +84,16 @@ def test_the_next_step_follows_from_the_numbers(given, action, where):
     assert (step.href or step.post) == where
 
 
+def test_beside_training_a_reward_model_stands_dpo():
+    step = next_step(state(summary=summary(100)))
+    assert [(aside.action, aside.href) for aside in step.asides] == [("DPO instead", "/p/a/runs/start/dpo")]
+
+
+def test_a_run_of_dpo_is_watched_at_the_policy():
+    step = next_step(state(runs=[run(RunKind.DPO, RunStatus.RUNNING)]))
+    assert (step.title, step.here) == ("DPO 7 is training.", "policy")
+
+
 def test_what_is_missing_is_counted():
     assert next_step(state(summary=summary(5))).title == "15 more judgments until a first training."
 
@@ -140,7 +150,7 @@ def test_ties_and_both_bad_are_not_new_again_after_a_training(house: House, cast
         kind, metrics = CheckpointKind.REWARD_MODEL, {"pairs_train": 50}
         checkpoints.register(s, cast.project.id, kind, queued.id, None, "made", {}, metrics)
         runs.request_cancel(s, cast.project.id, queued.id, None)
-    assert "0 new since the last reward model" in admin.get(f"/p/{cast.project.slug}").text
+    assert "0 new since the last training" in admin.get(f"/p/{cast.project.slug}").text
 
 
 def test_a_first_policy_from_elsewhere_is_not_called_the_starter(house: House, cast: Cast, admin):

@@ -80,7 +80,7 @@ def test_a_run_is_started_with_what_was_filled_in_and_defaults_elsewhere(admin, 
         ({"set.no_such": "1"}, "no such"),
         ({"beta": "1"}, "beta"),
         ({"seed": "x"}, "Seed"),
-        ({"kind": "dpo"}, "Kind"),
+        ({"kind": "grpo"}, "Kind"),
     ],
 )
 def test_an_impossible_setting_is_named_and_nothing_starts(admin, base, house, reward_model, wrong, told):
@@ -172,6 +172,75 @@ def test_a_run_that_failed_says_why_and_can_be_resumed(admin, base, house, cast,
     assert admin.post(f"{base}/runs/{run.id}/cancel", headers=FETCHING).status_code == 409
     assert admin.post(f"{base}/runs/{run.id}/resume").status_code == 303
     assert "Waiting for the worker" in words_of(admin.get(f"{base}/runs/{run.id}").text)
+
+
+@pytest.fixture
+def judged(house: House, cast: Cast, make_with):
+    """Judgments enough on both sides of the split for something to be learnt from them."""
+    with house.store() as s:
+        make = make_with(s)
+        project = s.merge(cast.project)
+        for _ in range(144):
+            make.pair(project, cast.policy)
+        for _ in range(150):
+            make.judged(project, cast.people["annotator"])
+
+
+def test_dpo_is_started_from_its_form_and_its_policy_promoted_from_the_loop(admin, base, house, cast, judged):
+    page = words_of(admin.get(f"{base}/runs/start/dpo").text)
+    assert "DPO learns a policy straight from every counted judgment" in page
+    assert "Reward model" not in page, "it needs none"
+    form = {"kind": "dpo", "seed": "5", "policy_id": "", "set.beta": "0.2", "set.loss": "ipo", "set.epochs": ""}
+    answer = admin.post(f"{base}/runs", data=form)
+    assert answer.status_code == 303
+    with house.store() as s:
+        run = runs.claim_run(s, "test")
+        assert run is not None
+        assert (run.kind, run.policy_id, run.reward_model_id) == (RunKind.DPO, cast.policy.id, None)
+        assert (run.config["beta"], run.config["loss"]) == (0.2, "ipo")
+        assert run.snapshot_id is not None
+        row = {"step": 1, "phase": "train", "time": 0, "loss": 0.69, "rewards/margins": 0.01}
+        runs.append_metrics(s, run.id, run.attempt, [row])
+    page = words_of(admin.get(f"{base}/runs/{run.id}").text)
+    assert "DPO 1" in page
+    assert "150 judgments" in page
+    assert "Reward of preferred answers" in page
+    assert "Watch DPO 1" in words_of(admin.get(base).text)
+    with house.store() as s:
+        metrics = {"heldout_accuracy": 0.7, "heldout_low": 0.4, "heldout_high": 0.9, "heldout_n": 10, "kl": 2.1}
+        checkpoints.register(s, cast.project.id, CheckpointKind.POLICY, run.id, cast.policy.id, "made", {}, metrics)
+        runs.finish(s, run.id, run.attempt, RunStatus.FINISHED, metrics)
+    page = words_of(admin.get(f"{base}/runs/{run.id}").text)
+    assert "70.0 % interval 40.0 % to 90.0 % on 10 held-out pairs" in page
+    assert "Compare and promote" in page
+    page = words_of(admin.get(base).text)
+    assert "Promote v2" in page
+    assert "It ended at KL 2.1." in page
+    assert "v1" in words_of(admin.get(f"{base}/policies").text)
+    with house.store() as s:
+        [made] = [one for one in checkpoints.policies(s, cast.project.id) if one.name == "v2"]
+    assert admin.post(f"{base}/policies/{made.id}/promote").status_code == 303
+    # What DPO learnt from is used, though no reward model was made.
+    assert "0 new since the last training" in words_of(admin.get(base).text)
+
+
+def test_dpo_on_too_few_judgments_says_how_many_are_missing(admin, base, house):
+    answer = admin.post(f"{base}/runs", data={"kind": "dpo"}, headers=FETCHING)
+    assert answer.status_code == 422
+    assert "0 judged pairs cannot teach a policy" in words_of(answer.text)
+    assert "Judge 20 more" in words_of(answer.text)
+
+
+def test_the_runs_page_and_the_loop_lead_to_dpo(admin, base, judged):
+    assert f'href="{base}/runs/start/dpo"' in admin.get(f"{base}/runs").text
+
+
+def test_a_dpo_policy_that_cuts_its_answers_is_marked():
+    metrics = {"heldout_accuracy": 0.7, "kl": 2.1, "length": 90.0, "truncated_share": 0.4, "pairs_train": 250}
+    names = [(one.name, one.value, one.tone) for one in results(RunKind.DPO, metrics)]
+    assert ("KL", "2.1", "") in names
+    assert ("Cut-off answers", "40.0 %", "warning") in names
+    assert ("Learnt from", "250", "") in names
 
 
 def test_a_reward_models_accuracy_stands_beside_interval_and_floor():

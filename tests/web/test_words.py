@@ -63,5 +63,5 @@ def test_names():
     assert words.whose([None, None]) == ""
     assert words.setting("kl_target") == "KL target"
     assert words.setting("learning_rate") == "Learning rate"
-    assert {words.kind(kind) for kind in RunKind} == {"SFT", "Reward model", "PPO"}
+    assert {words.kind(kind) for kind in RunKind} == {"SFT", "Reward model", "PPO", "DPO"}
     assert words.state(RunStatus.RUNNING) == "training"

@@ -44,6 +44,7 @@ class Run(Base):
         CheckConstraint("status <> 'failed' OR error IS NOT NULL", name="failed_says_why"),
         CheckConstraint("status NOT IN ('finished', 'cancelled', 'failed') OR ended_at IS NOT NULL", name="ended"),
         CheckConstraint("kind <> 'reward' OR snapshot_id IS NOT NULL", name="reward_reads_a_snapshot"),
+        CheckConstraint("kind <> 'dpo' OR snapshot_id IS NOT NULL", name="dpo_reads_a_snapshot"),
         CheckConstraint("kind = 'sft' OR policy_id IS NOT NULL", name="starts_from_a_policy"),
         CheckConstraint(
             "kind <> 'ppo' OR reward_model_id IS NOT NULL OR after_run_id IS NOT NULL", name="ppo_has_a_reward_model"

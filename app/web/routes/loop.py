@@ -110,7 +110,7 @@ def state_of(visit: Visit) -> State:
         reward_models=reward_models,
         current=next((policy for policy in policies if policy.id == project.current_policy_id), None),
         promoted=checkpoints.ever_promoted(s, project.id),
-        learnt_from=runs.learnt_from(s, project.id, reward_models[0].run_id) if reward_models else 0,
+        learnt_from=runs.learnt_from(s, project.id),
         heldout_share=project.heldout_share,
         may_train=visit.role is Role.ADMIN,
     )
