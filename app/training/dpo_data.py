@@ -40,7 +40,7 @@ class Side:
 
     def of(self, judgments: Sequence[int]) -> Pairs:
         """The pairs of these judgments."""
-        return select(self.pairs, torch.isin(self.pairs.judgment, torch.tensor(list(judgments), dtype=torch.long)))
+        return self.pairs.where(torch.isin(self.pairs.judgment, torch.tensor(list(judgments), dtype=torch.long)))
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,7 @@ def _side(kept: Sequence[tuple[PreferenceRecord, list[int]]], config: DPOConfig)
     ordered = [(r.completions[a], r.completions[b]) for r, _ in kept for a, b in pairs_of(r.tiers)]
     different = [(better, worse) for better, worse in ordered if better != worse]
     floor = longer_wins([better for better, _ in different], [worse for _, worse in different])
-    return Side(select(pairs, useful), len(kept), floor)
-
-
-def select(pairs: Pairs, mask: Tensor) -> Pairs:
-    """The pairs where the mask is true."""
-    return Pairs(*(field[mask] for field in pairs))
+    return Side(pairs.where(useful), len(kept), floor)
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ def parts(data: Judgments, pairs: Pairs, size: int) -> Iterator[Part]:
         longest[judgment] = max(longest.get(judgment, 0), len(data.rows[first]), len(data.rows[second]))
     order = sorted(longest, key=lambda j: (longest[j], j))
     for start in range(0, len(order), size):
-        some = select(pairs, torch.isin(pairs.judgment, torch.tensor(order[start : start + size])))
+        some = pairs.where(torch.isin(pairs.judgment, torch.tensor(order[start : start + size])))
         rows, places = torch.cat([some.first, some.second]).unique(return_inverse=True)
         first, second = places.chunk(2)
         yield Part(rows.tolist(), some._replace(first=first, second=second))

@@ -23,8 +23,8 @@ class EvenTokens(RewardModel):
     def __init__(self) -> None:
         super().__init__(RewardSettings(), pad_id=0)
 
-    def forward(self, ids: torch.Tensor, attention: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        return ((ids % 2 == 0) & answer).sum(1) / answer.sum(1)
+    def members(self, ids: torch.Tensor, attention: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        return (((ids % 2 == 0) & answer).sum(1) / answer.sum(1))[None]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from app.policy.tokenizer_build import build_tokenizer
 from app.training.dpo import Learner, gradient
 from app.training.dpo_data import Judgments, Row, Side, parts
 from app.training.dpo_losses import dpo_loss, ipo_loss, pair_figures, pair_losses
-from app.training.reward_losses import Pairs, pairs_of_judgments
+from app.training.reward_losses import ALONE, Pairs, pairs_of_judgments
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -63,6 +63,9 @@ PAIRS = Pairs(
     tied=torch.tensor([False, True]),
     weight=torch.tensor([1.0, 0.5]),
     judgment=torch.tensor([0, 1]),
+    unit=torch.tensor([0, 1]),
+    asked=torch.tensor([0.0, 0.0]),
+    choice=torch.tensor([ALONE, ALONE]),
 )
 RATIOS, LENGTHS = tensor(3.0, -1.0, 0.5), tensor(4.0, 2.0, 5.0)
 
