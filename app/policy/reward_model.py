@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder
 from app.policy.checkpoint import check_files, load_policy
+from app.policy.lora import save_model
 from app.policy.reading import Reader
 
 SETTINGS = "reward.json"
@@ -124,7 +125,7 @@ class HeadReward(RewardModel):
         return total / mask.sum(-1).clamp_min(1) if self.settings.pooling == "mean" else total
 
     def write(self, folder: Path) -> None:
-        self.body.save_pretrained(folder)
+        save_model(folder, self.body)
 
 
 class ProbeReward(RewardModel):

@@ -7,6 +7,7 @@ convergence (app.training.reward_probe). Larger ones get a head, fine-tuned for 
 from app.core.configs import RewardConfig
 from app.policy.checkpoint import load_policy
 from app.training import reward_head, reward_probe
+from app.training.failures import RunFailure
 from app.training.reward_data import read_comparisons
 from app.training.run import Run
 
@@ -20,6 +21,10 @@ def train(run: Run[RewardConfig]) -> None:
     policy = load_policy(run.folder(run.spec.policy, "policy"))
     data = read_comparisons(run.preferences(), run.demonstrations(), policy.tokenizer, config, run.spec.seed)
     parameters = sum(p.numel() for p in policy.model.parameters())
-    kind = config.kind if config.kind != "auto" else "probe" if parameters < SMALL else "head"
+    small = parameters < SMALL and not config.lora_rank
+    kind = config.kind if config.kind != "auto" else "probe" if small else "head"
+    if kind == "probe" and config.lora_rank:
+        mend = "Set kind to head, or lora_rank to 0."
+        raise RunFailure("config", "A probe leaves the policy as it is: there is nothing for LoRA to adapt.", mend)
     loop = reward_probe.train if kind == "probe" else reward_head.train
     loop(run, policy, data)
