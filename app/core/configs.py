@@ -36,6 +36,30 @@ class TrainConfig(Config):
     threads: int = Field(0, ge=0, description="CPU threads of the training process; 0 leaves it to torch.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
 
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the matrix products inside a model; weights, losses and heads stay in fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute a layer's activations again in the backward pass instead of keeping them."
+    )
+    lora_rank: int = Field(0, ge=0, le=4096, description="Rank of LoRA adapters; 0 trains the whole model.")
+    lora_alpha: float | None = Field(
+        None, gt=0, description="LoRA: adapters count alpha / rank times; empty: twice the rank."
+    )
+    lora_targets: str = Field(
+        "all-linear",
+        min_length=1,
+        description="LoRA: names of the layers to adapt, with commas between; all-linear: all but the output head.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_lora(self) -> Self:
+        # Both ways in which the kinds of run ask for Muon.
+        muon = getattr(self, "optimizer", "adamw") == "muon" or bool(getattr(self, "muon_learning_rate", None))
+        if self.lora_rank and muon:
+            raise ValueError("Muon is made for whole matrices: train LoRA's factors with AdamW, or set lora_rank 0")
+        return self
+
 
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning on demonstrations; only the answer's tokens count.
@@ -210,6 +234,9 @@ class PPOConfig(TrainConfig):
 
     iterations: int = Field(24, ge=1, description="Batches sampled and learnt from.")
     batch_size: int = Field(64, ge=2, description="Episodes (prompt and answer) in each iteration.")
+    rollouts_per_prompt: int = Field(
+        1, ge=1, description="Answers to each prompt of a batch; batch_size counts answers."
+    )
     epochs: int = Field(2, ge=1, description="Passes over each batch.")
     minibatches: int = Field(4, ge=1, description="Updates in each pass; the batch is divided evenly among them.")
     micro_batch_size: int = Field(8, ge=1, description="Rows in one forward pass: memory and speed, never the result.")
@@ -230,6 +257,11 @@ class PPOConfig(TrainConfig):
         1.0, ge=0, description="Taken off the score of an answer cut at max_tokens, in reward units."
     )
     score_clip: float = Field(5.0, gt=0, description="Scores are clipped to this, up and down, in reward units.")
+    ensemble_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="A reward model of several members scores their mean less so many of their standard deviations.",
+    )
 
     beta: float = Field(0.1, ge=0, description="Price of KL from the reference: reward units per nat.")
     kl_control: Literal["fixed", "adaptive"] = Field("fixed", description="Whether beta follows kl_target.")
@@ -255,6 +287,12 @@ class PPOConfig(TrainConfig):
         0.1, gt=0, description="Policy updates on a batch stop past this KL from its sampler, nats per token."
     )
 
+    ptx_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the loss on demonstrations in each policy update, as many of them as it has answers.",
+    )
+
     sample_every: int = Field(4, ge=1, description="Iterations between answers to the fixed prompts.")
     sample_prompts: int = Field(8, ge=0, description="Fixed prompts whose answers are logged.")
     evaluation_prompts: int = Field(64, ge=1, description="Held-out prompts answered before and after training.")
@@ -263,6 +301,9 @@ class PPOConfig(TrainConfig):
     def _divides(self) -> Self:
         if self.batch_size % self.minibatches:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by minibatches {self.minibatches}")
+        if self.batch_size % self.rollouts_per_prompt:
+            many = self.rollouts_per_prompt
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by rollouts_per_prompt {many}")
         return self
 
 

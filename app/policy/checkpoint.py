@@ -1,7 +1,8 @@
 """Policies on disk: plain Hugging Face folders of safetensors, checked before anything in them is used.
 
 Never read: pickled weights, remote code (`auto_map`), adapters. A folder that this module wrote also loads by plain
-`AutoModelForCausalLM.from_pretrained`.
+`AutoModelForCausalLM.from_pretrained`; that of a policy trained with LoRA holds the merged policy, and in `adapter/`
+what `PeftModel.from_pretrained` puts onto the base it was trained from.
 """
 
 import json
@@ -21,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder, write_folder
 from app.policy.chat import encode_prompt
+from app.policy.lora import save_model
 
 logger = logging.getLogger("pairwright.policy")
 disable_progress_bar()  # logs are read by people and by machines
@@ -66,7 +68,7 @@ def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> Policy:
 
 def save_policy(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a policy's files into an existing folder; `app.core.folders.write_folder` makes that whole and hashed."""
-    model.save_pretrained(folder)
+    save_model(folder, model)
     tokenizer.save_pretrained(folder)
 
 
@@ -127,7 +129,10 @@ def check_files(folder: Path, needs_tokenizer_json: bool = True) -> None:
                 "Use a model whose architecture transformers knows.",
             )
     if (folder / "adapter_config.json").exists():
-        raise Invalid(f"{name} is an adapter, not a whole model.", "Merge it into its base model first.")
+        raise Invalid(
+            f"{name} is an adapter, not a whole model.",
+            "Merge it into its base model first; the folder around a policy's own adapter/ holds the merged policy.",
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = any(path.suffix in _PICKLED for path in folder.iterdir())
         raise Invalid(

@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder
 from app.policy.checkpoint import check_files, load_policy
+from app.policy.lora import ADAPTER, heard, merged, save_adapter
 from app.policy.reading import Reader
 
 SETTINGS = "reward.json"
@@ -172,12 +173,14 @@ class HeadReward(RewardModel):
         return total / mask.sum(-1).clamp_min(1) if self.settings.pooling == "mean" else total
 
     def write(self, folder: Path) -> None:
-        state = self.body.state_dict()
+        state = merged(self.body)
         if self.settings.members > 1:
             parts = {name: part.detach().clone() for name, part in self.head.state_dict().items()}
             save_file({f"{MEMBERS}{name}": part.contiguous() for name, part in parts.items()}, folder / WEIGHTS)
             state |= {f"score.{name}": part.mean(0, keepdim=True) for name, part in parts.items()}
         self.body.save_pretrained(folder, state_dict=state)
+        if (adapter := heard(self.body)) is not None:
+            save_adapter(folder / ADAPTER, self.body, adapter)
 
 
 class ProbeReward(RewardModel):

@@ -7,16 +7,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.core.configs import PPOConfig
+from app.policy.lora import using
 from app.training import losses
 from app.training.critic import Judge, score_with_penalty
-from app.training.rollout import Batch, answer_logits
+from app.training.rollout import Batch, read_answers
 
 
 @dataclass(frozen=True)
 class Experience:
     """Tensors of tokens are [B, T], 0 on padding; scores [B] have the penalty for a missing end already off.
 
-    `logprobs` are those of the policy that sampled, by a forward pass in training precision.
+    `logprobs` are those of the policy that sampled, by a forward pass in training precision. `spread` [B] is how far
+    the members of the reward model differ, None where it has one.
     """
 
     batch: Batch
@@ -24,6 +26,7 @@ class Experience:
     entropy: Tensor
     reference: Tensor
     scores: Tensor
+    spread: Tensor | None = None
 
     @property
     def kl(self) -> Tensor:
@@ -53,6 +56,7 @@ class Experience:
         return {
             "objective/scores": summary["reward"],
             "objective/scores_std": float(self.scores.std()),
+            **({} if self.spread is None else {"objective/scores_member_std": float(self.spread.mean())}),
             "objective/kl": summary["kl"],
             "objective/kl_k3": float(losses.kl_k3(self.logprobs, self.reference).sum(1).mean()),
             "objective/non_score_reward": -beta * summary["kl"],
@@ -71,16 +75,20 @@ class Experience:
 def read(
     batch: Batch, policy: PreTrainedModel, reference: PreTrainedModel, judge: Judge, config: PPOConfig
 ) -> Experience:
-    """Read a batch with the three networks, each in the same micro-batches, logits divided by the temperature."""
+    """Read a batch with the three networks, each in the same micro-batches, logits divided by the temperature.
+
+    The reference may be the policy's own model: it is read without adapters.
+    """
     device = batch.mask.device
     logprobs, entropy, reference_logprobs = (torch.zeros(batch.mask.shape, device=device) for _ in range(3))
-    scores = torch.zeros(len(batch.episodes), device=device)
+    scores, spread = (torch.zeros(len(batch.episodes), device=device) for _ in range(2))
     for micro in batch:
-        logits = answer_logits(policy, micro)
-        logprobs[micro.row, micro.time] = losses.token_logprobs(logits, micro.token, config.temperature)
-        entropy[micro.row, micro.time] = losses.entropy(logits, config.temperature)
-        logits = answer_logits(reference, micro)
-        reference_logprobs[micro.row, micro.time] = losses.token_logprobs(logits, micro.token, config.temperature)
-        scores[micro.rows] = judge(micro).float()
+        seen = read_answers(policy, micro, config.temperature, entropy=True)
+        assert seen.entropy is not None
+        logprobs[micro.row, micro.time], entropy[micro.row, micro.time] = seen.logprobs, seen.entropy
+        with using(reference, None):
+            reference_logprobs[micro.row, micro.time] = read_answers(reference, micro, config.temperature).logprobs
+        judgement = judge(micro)
+        scores[micro.rows], spread[micro.rows] = judgement.scores.float(), judgement.spread.float()
     scores = score_with_penalty(scores, batch.ended, config.missing_eos_penalty)
-    return Experience(batch, logprobs, entropy, reference_logprobs, scores)
+    return Experience(batch, logprobs, entropy, reference_logprobs, scores, spread if judge.members > 1 else None)

@@ -13,14 +13,15 @@ from app.core.errors import Invalid
 from app.core.records import PromptRecord
 from app.core.vocabulary import Split
 from app.policy.chat import decode, encode_prompts
-from app.policy.checkpoint import load_policy, stop_ids
-from app.policy.reward_model import load_reward_model, load_reward_tokenizer
-from app.training.critic import Judge, ValueFunction
+from app.policy.checkpoint import stop_ids
 from app.training.experience import Experience, read
 from app.training.failures import RunFailure
 from app.training.kl import Beta
+from app.training.models import learning, load_state, state_of
+from app.training.networks import open_networks
 from app.training.optim import MuonAdamW
 from app.training.order import Shuffler, derived_seed
+from app.training.ptx import Demonstrations
 from app.training.rollout import Batch, Episode, sample
 from app.training.run import Run
 
@@ -36,30 +37,18 @@ class Prompt:
 
 
 class Learner:
-    """Policy and value function with their optimizers, the frozen reference and judge, beta, and the prompts.
-
-    Every network is in evaluation mode for good: dropout would make a sampled token and its probability strangers.
-    """
+    """Policy and value function with their optimizers, the frozen reference and judge, beta, and the prompts."""
 
     def __init__(self, run: Run[PPOConfig]) -> None:
         config = run.config
         self._config, self._seed = config, run.spec.seed
-        folder = run.folder(run.spec.policy, "policy")
-        self.policy, self.tokenizer = load_policy(folder)
-        self.policy.eval().requires_grad_(True)
-        self.reference = load_policy(run.folder(run.spec.reference or str(folder), "reference policy")).model
-        self.reference.eval().requires_grad_(False)
-        reward_folder = run.folder(run.spec.reward_model, "reward model")
-        if load_reward_tokenizer(reward_folder).get_vocab() != self.tokenizer.get_vocab():
-            mend = "Train a reward model on this policy, or on one with the same tokenizer."
-            raise RunFailure("config", "The reward model reads other tokens than the policy writes.", mend)
-        reward_model = load_reward_model(reward_folder)
-        self.value = ValueFunction(reward_model)
-        self.judge = Judge(reward_model, config.score_clip)
+        networks = open_networks(run)
+        self.policy, self.tokenizer, self.reference = networks.policy, networks.tokenizer, networks.reference
+        self.judge, self.value = networks.judge, networks.value
 
         muon = config.optimizer == "muon"
         self.policy_optimizer = MuonAdamW(
-            self.policy.named_parameters(), lr=config.learning_rate, muon_lr=config.learning_rate if muon else None
+            learning(self.policy), lr=config.learning_rate, muon_lr=config.learning_rate if muon else None
         )
         self.value_optimizer = MuonAdamW(
             self.value.named_parameters(),
@@ -70,18 +59,29 @@ class Learner:
         self.good: dict[str, Tensor] = {}
         self.before: dict[str, float] = {}
 
+        self._context = getattr(self.policy.config.get_text_config(), "max_position_embeddings", None)
+        if self._context is not None and config.max_tokens >= self._context:
+            message = (
+                f"max_tokens {config.max_tokens} leaves no prompt room in the policy's context of {self._context}."
+            )
+            raise RunFailure("config", message, "Lower max_tokens, or start from a policy with a longer context.")
         records = run.prompts()
         self.train_prompts = self._prompts([r for r in records if r.split is Split.TRAIN])
         if not self.train_prompts:
             mend = "Import prompts, or shorten them so that the policy's context has room for an answer."
             raise RunFailure("data", "There is no train prompt that the policy can answer.", mend)
+        self.demonstrations: Demonstrations | None = None
+        if config.ptx_weight:
+            self.demonstrations = Demonstrations(run.demonstrations(), self.tokenizer, self._context, self._seed)
         heldout = self._prompts([r for r in records if r.split is Split.HELDOUT][: config.evaluation_prompts])
         self._fixed = heldout or self.train_prompts[: config.evaluation_prompts]
         self._order = Shuffler(len(self.train_prompts), self._seed)
 
     def sample(self, iteration: int) -> list[Episode]:
         """The episodes of an iteration: the next train prompts, answered by the live policy."""
-        prompts = [self.train_prompts[i] for i in self._order.take(self._config.batch_size)]
+        many = self._config.rollouts_per_prompt
+        drawn = self._order.take(self._config.batch_size // many)
+        prompts = [self.train_prompts[i] for i in drawn for _ in range(many)]
         return self._answers(prompts, [derived_seed(self._seed, iteration, row) for row in range(len(prompts))])
 
     def read(self, episodes: Sequence[Episode], minibatches: int, generator: torch.Generator) -> Experience:
@@ -113,16 +113,16 @@ class Learner:
 
     def keep_as_good(self) -> None:
         """Remember the policy as it is now."""
-        self.good = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+        self.good = {name: tensor.detach().clone() for name, tensor in state_of(self.policy).items()}
 
     def go_back_to_good(self) -> None:
         """Make the remembered policy the live one."""
-        self.policy.load_state_dict(self.good)
+        load_state(self.policy, self.good)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs."""
-        return {
-            "policy": self.policy.state_dict(),
+        state = {
+            "policy": state_of(self.policy),
             "value": self.value.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "value_optimizer": self.value_optimizer.state_dict(),
@@ -131,16 +131,19 @@ class Learner:
             "good": self.good,
             "before": self.before,
         }
+        return state | ({"demonstrations": self.demonstrations.state_dict()} if self.demonstrations else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.policy.load_state_dict(state["policy"])
+        load_state(self.policy, state["policy"])
         self.value.load_state_dict(state["value"])
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.value_optimizer.load_state_dict(state["value_optimizer"])
         self.beta.load_state_dict(state["beta"])
         self._order.load_state_dict(state["order"])
         self.good, self.before = state["good"], state["before"]
+        if self.demonstrations:
+            self.demonstrations.load_state_dict(state["demonstrations"])
 
     def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Episode]:
         return sample(
@@ -158,7 +161,7 @@ class Learner:
 
     def _prompts(self, records: Sequence[PromptRecord]) -> list[Prompt]:
         """Encode; what the template refuses or what leaves no room for a whole answer is left out, said aloud."""
-        context = getattr(self.policy.config, "max_position_embeddings", None)
+        context = self._context
         kept, refused = [], 0
         every = encode_prompts(self.tokenizer, [r.prompt for r in records])
         for record, ids in zip(records, every, strict=True):

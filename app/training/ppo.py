@@ -19,7 +19,8 @@ from app.training import losses
 from app.training.learner import Learner
 from app.training.optim import lr_factor
 from app.training.order import derived_seed
-from app.training.rollout import Batch, Minibatch, answer_logits
+from app.training.ptx import ptx_gradient
+from app.training.rollout import Batch, Minibatch, read_answers
 from app.training.run import Run
 
 logger = logging.getLogger("pairwright.training")
@@ -132,6 +133,8 @@ def update(
                 limit = config.approx_kl_stop
                 policy_learns = limit is None or figures["policy/approxkl_avg"] <= limit
             if policy_learns:
+                figures |= demonstration_gradient(learner, config)
+                run.require_finite(iteration, **figures)
                 figures["policy/grad_norm"] = learner.policy_optimizer.step(config.gradient_clip, factor)
             for name, value in figures.items():
                 seen[name].append(value)
@@ -150,7 +153,7 @@ def policy_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, co
     learner.policy_optimizer.zero_grad()
     parts = []
     for micro in minibatch.micro:
-        logprobs = losses.token_logprobs(answer_logits(learner.policy, micro), micro.token, config.temperature)
+        logprobs = read_answers(learner.policy, micro, config.temperature).logprobs
         part = losses.ppo_policy_loss(
             logprobs,
             micro.of(targets.logprobs),
@@ -170,6 +173,15 @@ def policy_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, co
         "val/ratio": sum(ratio),
         "policy/ratio_error": max(errors),
     }
+
+
+def demonstration_gradient(learner: Learner, config: PPOConfig) -> dict[str, float]:
+    """Add the gradient of `ptx_weight` x the loss on as many demonstrations as a minibatch has answers."""
+    if learner.demonstrations is None:
+        return {}
+    rows = learner.demonstrations.take(config.batch_size // config.minibatches)
+    pad_id = int(learner.tokenizer.pad_token_id)
+    return ptx_gradient(learner.policy, rows, config.ptx_weight, config.micro_batch_size, pad_id)
 
 
 def value_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, config: PPOConfig) -> dict[str, float]:

@@ -23,7 +23,11 @@ def train(run: Run[RewardConfig]) -> None:
     check_judgments(records, config)
     policy = load_policy(run.folder(run.spec.policy, "policy"))
     parameters = sum(p.numel() for p in policy.model.parameters())
-    kind = config.kind if config.kind != "auto" else "probe" if parameters < SMALL else "head"
+    small = parameters < SMALL and not config.lora_rank
+    kind = config.kind if config.kind != "auto" else "probe" if small else "head"
+    if kind == "probe" and config.lora_rank:
+        mend = "Set kind to head, or lora_rank to 0."
+        raise RunFailure("config", "A probe leaves the policy as it is: there is nothing for LoRA to adapt.", mend)
     if kind == "probe" and config.pooling == "last":
         message = f"A policy of {parameters / 1e6:.3g} million parameters gets a probe, which reads the whole answer."
         raise RunFailure("config", message, "Leave out pooling=last, or set kind=head.")

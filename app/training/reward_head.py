@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from app.core.configs import RewardConfig
 from app.policy.checkpoint import Policy
 from app.policy.reward_model import Calibration, HeadReward, RewardSettings, pack
 from app.training.failures import RunFailure
+from app.training.models import load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import Shuffler, derived_seed
 from app.training.reward_checks import check_scores
@@ -28,6 +30,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
     model = new_head(run, policy).train()
     threshold = nn.Parameter(torch.tensor(-1.0))  # eta = softplus(threshold)
     learns_ties = config.ties == "rao-kupper" and bool(data.train.pairs.tied.any())
+    prepare(model.body, config, seed)
     optimizer = MuonAdamW(
         [*model.body.named_parameters(), ("tie_threshold", threshold)],
         lr=config.learning_rate,
@@ -44,7 +47,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
 
     state = run.restore()
     if state:
-        model.load_state_dict(state.tree["model"])
+        (partial(load_state, model.body) if config.lora_rank else model.load_state_dict)(state.tree["model"])
         threshold.data.copy_(state.tree["threshold"])
         optimizer.load_state_dict(state.tree["optimizer"])
         order.load_state_dict(state.tree["order"])
@@ -83,7 +86,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
             total,
             "training",
             lambda: {
-                "model": model.state_dict(),
+                "model": state_of(model.body) if config.lora_rank else model.state_dict(),
                 "threshold": threshold.detach(),
                 "optimizer": optimizer.state_dict(),
                 "order": order.state_dict(),

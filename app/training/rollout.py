@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from app.core.configs import SamplingSettings
 from app.core.vocabulary import FinishReason
 from app.policy.engine import generate
+from app.training.logprobs import Reading, read_tokens
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,9 @@ def sample(
     ]
 
 
-def answer_logits(policy: PreTrainedModel, micro: MicroBatch) -> Tensor:
-    """The logits that predict each real answer token, [N, V]; the head reads no earlier column than it must."""
-    first = int(micro.position.min())
-    keep = micro.ids.shape[1] - first
-    logits: Tensor = policy(input_ids=micro.ids, logits_to_keep=keep, use_cache=False).logits
-    return logits[micro.local, micro.position - first]
+def read_answers(model: PreTrainedModel, micro: MicroBatch, temperature: float, *, entropy: bool = False) -> Reading:
+    """Log-probabilities of the real answer tokens, [N], and the entropies of their distributions."""
+    return read_tokens(model, micro.ids, micro.local, micro.position, micro.token, temperature, entropy=entropy)
 
 
 def _pack(episodes: Sequence[Episode], rows: Sequence[int], pad_id: int, device: torch.device) -> MicroBatch:

@@ -22,6 +22,7 @@ from app.policy.checkpoint import Policy, embeddings_of, load_policy, save_polic
 from app.policy.engine import generate
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
+from app.training.models import load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
 from app.training.run import Run
@@ -56,6 +57,8 @@ def train(run: Run[SFTConfig]) -> None:
     model, tokenizer = policy
     assert tokenizer.pad_token_id is not None
     chosen = recipe(config, new)
+    require_lora_makes_sense(config, chosen, new)
+    prepare(model, config, seed)
 
     records = run.demonstrations()
     learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, config.max_length)
@@ -85,7 +88,7 @@ def train(run: Run[SFTConfig]) -> None:
     tokens, started = 0, time.monotonic()
     state = run.restore()
     if state:
-        model.load_state_dict(state.tree["model"])
+        load_state(model, state.tree["model"])
         optimizer.load_state_dict(state.tree["optimizer"])
     first = state.step + 1 if state else 1
     for step in range(first, total + 1):
@@ -109,7 +112,7 @@ def train(run: Run[SFTConfig]) -> None:
             )
         if step % config.eval_every == 0 and step < total:
             _look(run, step, policy, held)
-        run.end_step(step, total, PHASE, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        run.end_step(step, total, PHASE, lambda: {"model": state_of(model), "optimizer": optimizer.state_dict()})
 
     seconds = time.monotonic() - started
     sharpen(model, chosen.sharpness)
@@ -125,6 +128,16 @@ def train(run: Run[SFTConfig]) -> None:
             "tokens_per_s": tokens / seconds if tokens else None,
         },
     )
+
+
+def require_lora_makes_sense(config: SFTConfig, chosen: Recipe, new: bool) -> None:
+    """RunFailure where an adapter could not hold what is learnt."""
+    if config.lora_rank and new:
+        mend = "Set lora_rank to 0, or name a policy to start from."
+        raise RunFailure("config", "LoRA adapts a policy that exists; a new starter has nothing to adapt.", mend)
+    if config.lora_rank and chosen.sharpness != 1:
+        mend = "Leave sharpness at 1 and sample at a temperature."
+        raise RunFailure("config", "sharpness changes a weight that LoRA leaves frozen.", mend)
 
 
 def sharpen(model: PreTrainedModel, factor: float) -> None:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,14 +17,14 @@ from torch.nn.functional import log_softmax
 from app.core.configs import PPOConfig
 from app.policy.checkpoint import load_policy
 from app.training import __main__ as entry
-from app.training import learner as learner_module
+from app.training import networks, ppo
+from app.training.critic import ValueFunction
 from app.training.failures import Cancelled, RunFailure
 from app.training.kl import Beta
 from app.training.learner import Learner
-from app.training.losses import token_logprobs
 from app.training.order import Shuffler, derived_seed
 from app.training.ppo import Targets, policy_gradient, train, value_gradient
-from app.training.rollout import Batch, Episode, answer_logits
+from app.training.rollout import Batch, Episode, read_answers
 from app.training.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ toy = _toy()
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(learner_module, "load_reward_model", toy.load_toy)
+    monkeypatch.setattr(networks, "load_reward_model", toy.load_toy)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -125,7 +126,7 @@ def batch_of(episodes: list[Episode], micro: int = 2, minibatches: int = 1, pad:
 def test_a_token_is_predicted_by_the_column_before_it(policy: Path) -> None:
     model = load_policy(policy).model
     batch = batch_of(EPISODES)
-    found = batch.per_token(lambda micro: token_logprobs(answer_logits(model, micro), micro.token, 0.7))
+    found = batch.per_token(lambda micro: read_answers(model, micro, 0.7).logprobs)
     for row, episode in enumerate(EPISODES):
         # One sequence alone, without padding, through the model's plain forward.
         logits = model(torch.tensor([episode.prompt + episode.answer])).logits[0] / 0.7
@@ -137,11 +138,11 @@ def test_a_token_is_predicted_by_the_column_before_it(policy: Path) -> None:
 
 def test_what_stands_in_the_padding_changes_nothing(policy: Path) -> None:
     model = load_policy(policy).model
-    value = learner_module.ValueFunction(toy.load_toy(policy))
+    value = ValueFunction(toy.load_toy(policy))
 
     def read(pad: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = batch_of(EPISODES, micro=4, pad=pad)
-        logprobs = batch.per_token(lambda micro: token_logprobs(answer_logits(model, micro), micro.token))
+        logprobs = batch.per_token(lambda micro: read_answers(model, micro, 1.0).logprobs)
         return logprobs, batch.per_token(value)
 
     for one, other in zip(read(0), read(33), strict=True):
@@ -345,22 +346,53 @@ def test_adaptive_beta_follows_the_target_in_nats_per_sequence() -> None:
     assert fixed.value == 0.1
 
 
-def test_a_nan_in_the_weights_ends_the_run_as_diverged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def main_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The error that a run ends with."""
+    monkeypatch.setattr(entry, "_log_to", lambda root: None)
+    monkeypatch.setattr(entry, "_stop_on_signals", lambda run: None)
+    assert entry.main([str(root)]) == 4
+    assert not (root / "final").exists()
+    error: dict[str, Any] = json.loads((root / "error.json").read_text())
+    return error
+
+
+def test_a_nan_in_the_weights_is_refused_before_the_first_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make()
-    load = learner_module.load_reward_model
+    load = networks.load_reward_model
 
     def poisoned(folder: Path) -> Any:
         model = load(folder)
         torch.nn.init.constant_(model.head.bias, float("nan"))
         return model
 
-    monkeypatch.setattr(learner_module, "load_reward_model", poisoned)
-    monkeypatch.setattr(entry, "_log_to", lambda root: None)
-    monkeypatch.setattr(entry, "_stop_on_signals", lambda run: None)
-    assert entry.main([str(root)]) == 4
-    error = json.loads((root / "error.json").read_text())
+    monkeypatch.setattr(networks, "load_reward_model", poisoned)
+    error = main_of(root, monkeypatch)
+    assert error["kind"] == "checkpoint"
+    assert "reward model has weights that are NaN" in error["message"]
+    assert not (root / "metrics.jsonl").exists()
+
+
+def test_a_run_that_diverges_says_so_and_can_be_resumed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(iterations=4, checkpoint_every=1)
+    update = ppo.update
+
+    def poisoned(run: Any, learner: Learner, iteration: int, *rest: Any) -> dict[str, float]:
+        figures = update(run, learner, iteration, *rest)
+        if iteration == 3:
+            torch.nn.init.constant_(next(learner.policy.parameters()), float("nan"))
+        return figures
+
+    monkeypatch.setattr(ppo, "update", poisoned)
+    error = main_of(root, monkeypatch)
     assert error["kind"] == "diverged"
-    assert not (root / "final").exists()
+    assert "at step 4" in error["message"]
+    monkeypatch.setattr(ppo, "update", update)
+    # The state at step 3 is poisoned; whoever resumes takes an earlier one.
+    shutil.rmtree(root / "checkpoints" / "step-000003")
+    assert entry.main([str(root)]) == 0
+    whole = make("whole", iterations=4, checkpoint_every=1)
+    train(opened(whole))
+    assert_same(whole, root)
 
 
 def test_without_a_prompt_that_fits_the_run_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from app.policy.checkpoint import save_policy
 from app.policy.tokenizer_build import build_tokenizer
 from app.training import __main__ as entry
-from app.training import learner
+from app.training import networks
 from app.training.run import Run
 
 PROMPTS = [f"Please answer question {i}" + " now" * (i % 4) for i in range(12)]
@@ -78,7 +78,7 @@ def load_toy(folder: Path) -> EvenTokens:
 
 def main() -> int:
     pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-    learner.load_reward_model = load_toy  # type: ignore[assignment]
+    networks.load_reward_model = load_toy  # type: ignore[assignment]
     progress = Run.progress
 
     def slow(self: Run[Any], step: int, total: int, phase: str) -> None:

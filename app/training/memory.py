@@ -1,0 +1,62 @@
+"""Whether a run fits into the machine's memory: said before anything is loaded, for a killed process says nothing."""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from app.training.failures import RunFailure
+
+WEIGHT = 4
+"""Bytes of a weight in fp32."""
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+def require_memory(needs: Mapping[str, int], device: torch.device, mend: str) -> None:
+    """RunFailure `memory` where what a run holds at least (bytes, by what holds them) is more than is free.
+
+    Activations come on top: what passes may still fail.
+    """
+    free = free_memory(device)
+    wanted = sum(needs.values())
+    if free is not None and wanted > free:
+        parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in needs.items())
+        raise RunFailure(
+            "memory", f"The run needs at least {_gigabytes(wanted)} ({parts}); {_gigabytes(free)} is free.", mend
+        )
+
+
+def trained(parameters: int, *, moments: int = 2, copies: int = 0) -> int:
+    """Bytes of weights that learn: themselves, a gradient, the optimizer's moments, and copies kept of them."""
+    return parameters * WEIGHT * (2 + moments + copies)
+
+
+def stored_parameters(folder: Path) -> int:
+    """How many numbers the weights in a folder hold, read from the files' heads."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping
+    return count
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process may still take on the device, swap and control group included; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if not MEMINFO.exists():
+        return None
+    lines = (line.split() for line in MEMINFO.read_text(encoding="utf-8").splitlines())
+    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
+    free = sizes.get("MemAvailable", 0) + sizes.get("SwapFree", 0)
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    return free or None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
