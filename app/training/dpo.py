@@ -25,6 +25,7 @@ from app.training.dpo_data import Judgments, parts, read_judgments, row_logprobs
 from app.training.dpo_losses import pair_figures, pair_losses
 from app.training.dpo_report import Report
 from app.training.failures import Cancelled, RunFailure
+from app.training.models import freeze, learning, load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import Shuffler
 from app.training.reward_losses import Pairs
@@ -55,7 +56,7 @@ def train(run: Run[DPOConfig]) -> None:
     context = getattr(model.config, "max_position_embeddings", None)
     data = read_judgments(run.preferences(), tokenizer, config, context)
     optimizer = MuonAdamW(
-        model.named_parameters(),
+        learning(model),
         lr=config.learning_rate,
         muon_lr=config.learning_rate if config.optimizer == "muon" else None,
         weight_decay=config.weight_decay,
@@ -66,7 +67,7 @@ def train(run: Run[DPOConfig]) -> None:
 
     state = run.restore()
     if state:
-        model.load_state_dict(state.tree["model"])
+        load_state(model, state.tree["model"])
         optimizer.load_state_dict(state.tree["optimizer"])
         order.load_state_dict(state.tree["order"])
         reference = state.tree["reference"]
@@ -77,7 +78,7 @@ def train(run: Run[DPOConfig]) -> None:
     report = Report(run, policy, reference_folder, data, reference, beta)
 
     def whole() -> dict[str, Any]:
-        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "order": order.state_dict()}
+        states = {"model": state_of(model), "optimizer": optimizer.state_dict(), "order": order.state_dict()}
         return states | {"reference": reference}
 
     if not state:
@@ -148,6 +149,7 @@ def open_policies(run: Run[DPOConfig]) -> tuple[Policy, Path]:
     folder = run.folder(run.spec.policy, "policy")
     policy = load_policy(folder)
     policy.model.eval().requires_grad_(True)
+    prepare(policy.model, run.config, run.spec.seed)  # a new adapter changes nothing yet: this is the reference still
     return policy, run.folder(run.spec.reference or str(folder), "reference policy")
 
 
@@ -156,6 +158,7 @@ def reference_logprobs(run: Run[DPOConfig], policy: Policy, data: Judgments, tot
     reference = policy
     if run.spec.reference is not None:
         reference = load_policy(run.folder(run.spec.reference, "reference policy"))
+        freeze(reference.model, run.config)
         if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             mend = "Name a reference with the same tokenizer, usually the policy itself."
             raise RunFailure("config", "The reference reads other tokens than the policy writes.", mend)

@@ -16,6 +16,7 @@ from app.policy.engine import Generation, generate
 from app.training.dpo_data import Judgments, Row, Side, row_logprobs
 from app.training.dpo_losses import pair_figures, pair_losses
 from app.training.failures import RunFailure
+from app.training.models import freeze
 from app.training.order import derived_seed
 from app.training.run import Run
 
@@ -80,7 +81,7 @@ class Report:
         rows = [Row(ids, a.token_ids) for (_, ids), a in zip(self._prompts, answers, strict=True)]
         with torch.no_grad():
             here = row_logprobs(self._policy.model, rows, self._pad, self._most)
-            there = row_logprobs(load_policy(self._folder).model, rows, self._pad, self._most)
+            there = row_logprobs(freeze(load_policy(self._folder).model, self._run.config), rows, self._pad, self._most)
         return {
             "kl": float((here - there).mean()),
             "length": sum(len(a.token_ids) for a in answers) / len(answers),
