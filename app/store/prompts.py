@@ -98,6 +98,8 @@ def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None 
     The probability of a draw is one over the number of prompts that were as seldom drawn; from both splits it is that
     on the prompt's side, times the side's share. Several workers may draw at once and get different ones.
     """
+    # One worker after the other: who waited for a row would see it as drawn, and still take it out of its old place.
+    s.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"draw {project_id}", 0))))
     # One side at a time, in the proportion of the sides, so that each draw is a walk along its index.
     if split is None:
         share = s.scalars(select(Project.heldout_share).where(Project.id == project_id)).one()
@@ -113,7 +115,7 @@ def draw_prompts(s: Session, project_id: uuid.UUID, n: int, split: Split | None 
         .where(Prompt.project_id == project_id, Prompt.split == split)
         .order_by(Prompt.drawn, Prompt.draw_key)
         .limit(n)
-        .with_for_update(skip_locked=True)
+        .with_for_update()
         .cte("chosen")
     )
     drawn = update(Prompt).where(Prompt.id.in_(select(chosen.c.id))).values(drawn=Prompt.drawn + 1).returning(Prompt)

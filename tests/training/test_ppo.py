@@ -22,7 +22,6 @@ from app.training.critic import ValueFunction
 from app.training.failures import Cancelled, RunFailure
 from app.training.kl import Beta
 from app.training.learner import Learner
-from app.training.order import Shuffler, derived_seed
 from app.training.ppo import Targets, policy_gradient, train, value_gradient
 from app.training.rollout import Batch, Episode, read_answers
 from app.training.run import Run
@@ -414,26 +413,6 @@ def test_a_reward_model_with_another_tokenizer_is_refused(make_run: Make, policy
     root = make_run(kind="ppo", config=SMALL, data=data, policy=str(policy), reward_model=str(other))
     with pytest.raises(RunFailure, match="other tokens"):
         train(opened(root))
-
-
-# ---- order --------------------------------------------------------------------------------------------------------
-
-
-def test_the_data_order_goes_on_where_it_stopped_and_visits_all_before_any_twice() -> None:
-    whole = Shuffler(5, seed=1)
-    taken = whole.take(13)
-    assert sorted(taken[:5]) == sorted(taken[5:10]) == [0, 1, 2, 3, 4]
-    first, second = Shuffler(5, seed=1), Shuffler(5, seed=1)
-    start = first.take(6)
-    second.load_state_dict(first.state_dict())
-    assert start + second.take(7) == taken
-    assert Shuffler(5, seed=2).take(10) != taken[:10]
-
-
-def test_derived_seeds_differ_by_each_part_and_never_change() -> None:
-    assert derived_seed(1, "cut", 2) == derived_seed(1, "cut", 2)
-    assert len({derived_seed(1, 2), derived_seed(2, 1), derived_seed(12), derived_seed(1, "2 ")}) == 4
-    assert 0 <= derived_seed(7) < 2**63
 
 
 # ---- cancel and kill -9 -------------------------------------------------------------------------------------------
