@@ -57,23 +57,10 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         left = len(units) - (step - 1) % per_epoch * config.batch_size
         chosen = units[order.take(min(config.batch_size, left))]
         batch = torch.isin(data.train.pairs.unit, chosen).nonzero()[:, 0]
-        weight = data.train.pairs.weight[batch].sum()
-        margin = torch.empty(len(batch))
-        value = 0.0
         optimizer.zero_grad()
-        for part in micro_batches(data, batch, config.micro_batch_size):
-            pairs = data.train.pairs.where(batch[part])
-            rows, place = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
-            scores = read(model, [data.answers[i] for i in rows], config.micro_batch_size)
-            if step == 1:
-                check_scores(scores, "first scores")
-            here = pairs._replace(first=place[: len(part)], second=place[len(part) :])
-            eta = nn.functional.softplus(threshold) if learns_ties else None
-            share = draws[:, pairs.unit] * pairs.weight
-            loss = preference_loss(scores, here, eta, config.label_smoothing, share) * (pairs.weight.sum() / weight)
-            loss.backward()
-            value += float(loss.detach())
-            margin[part] = (scores[:, here.first] - scores[:, here.second]).detach().mean(0)
+        value, margin = backward(model, data, batch, draws, threshold if learns_ties else None, config)
+        if step == 1:
+            check_scores(margin, "first differences of scores")
         run.require_finite(step, loss=value)
         foreseen[batch] = torch.where(foreseeable[batch], margin, foreseen[batch])
         norm = optimizer.step(config.gradient_clip, lr_factor(step - 1, total, int(config.warmup_share * total)))
@@ -130,6 +117,35 @@ def new_head(run: Run[RewardConfig], policy: Policy) -> HeadReward:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     return model
+
+
+def backward(
+    model: HeadReward,
+    data: Comparisons,
+    batch: Tensor,
+    draws: Tensor,
+    threshold: nn.Parameter | None,
+    config: RewardConfig,
+) -> tuple[float, Tensor]:
+    """Add up the gradient of the loss of train pairs `batch` [B], part by part; the loss, and the margin [B] of each.
+
+    `draws` [M, units] says how often each member drew each unit. A threshold for ties is softplus(threshold).
+    """
+    loss, margin = 0.0, torch.empty(len(batch))
+    weight = data.train.pairs.weight[batch].sum()
+    for part in micro_batches(data, batch, config.micro_batch_size):
+        pairs = data.train.pairs.where(batch[part])
+        rows, place = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+        scores = read(model, [data.answers[i] for i in rows], config.micro_batch_size)
+        here = pairs._replace(first=place[: len(part)], second=place[len(part) :])
+        eta = nn.functional.softplus(threshold) if threshold is not None else None
+        share = draws[:, pairs.unit] * pairs.weight
+        mean = preference_loss(scores, here, eta, config.label_smoothing, share)
+        own = mean * (pairs.weight.sum() / weight)  # of this part, in the mean over the whole batch
+        own.backward()
+        loss += float(own.detach())
+        margin[part] = (scores[:, here.first] - scores[:, here.second]).detach().mean(0)
+    return loss, margin
 
 
 def micro_batches(data: Comparisons, batch: Tensor, most: int) -> Iterator[Tensor]:

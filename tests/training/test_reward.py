@@ -15,11 +15,13 @@ from app.core.folders import write_folder
 from app.core.records import PreferenceRecord, RewardReport, RunError, RunResult
 from app.core.vocabulary import Split
 from app.policy.chat import encode_completion, encode_prompt
-from app.policy.reward_model import load_reward_model, load_reward_tokenizer
+from app.policy.reward_model import load_reward_model, load_reward_tokenizer, pack
 from app.policy.starter import make_starter, new_starter
+from app.training import reward_head, reward_report
 from app.training.__main__ import main
 from app.training.failures import RunFailure
-from app.training.reward_data import read_comparisons
+from app.training.reward_data import Side, read_comparisons
+from app.training.reward_head import learnt_units
 from app.training.run import Run
 from tests.training.judgments import BAD, DATA, GOOD, HELD, TRAIN, demonstration, preference
 
@@ -260,9 +262,81 @@ def test_a_temperature_is_fitted_without_held_out_judgments(
     kind = "kept" if "calibration_share" in config else "pass" if "kind" in config else "probe"
     assert calibration.fitted_on == kinds[kind]
     assert calibration.pairs == 96 if kind == "probe" else 20 <= calibration.pairs < 96
+    if kind == "probe":  # a prior keeps it honest, wrong labels and all
+        assert 0.5 < calibration.temperature < 2
     if kind == "kept":  # overfitted by far: the temperature takes it back
         assert calibration.temperature > 1
         assert found["heldout_nll_calibrated"] < found["heldout_nll"]
+
+
+def test_judgments_kept_back_teach_nothing_but_the_temperature(make_run: MakeRun, policy: Path) -> None:
+    config = HEAD | {"calibration_share": 0.4, "epochs": 1}
+    weights, temperatures = [], []
+    for name, turned in (("one", False), ("two", True)):
+        rows = [preference(i, [[0], [1]]) for i in range(80)]
+        kept = set(range(80)) - set(learnt_units(side_of(rows), RewardConfig(calibration_share=0.4), seed=7))
+        for i in kept if turned else ():
+            rows[i] = rows[i] | {"tiers": [[1], [0]]}
+        held = [preference(i, [[0], [1]], "heldout") for i in range(80, 90)]
+        data = DATA | {"preferences.jsonl": rows + held}
+        root = make_run(name, kind="reward", config=config, data=data, policy=str(policy))
+        assert main([str(root)]) == 0
+        weights.append(load_file(root / "final" / "model.safetensors"))
+        temperatures.append(metrics(root)["temperature"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert temperatures[0] < temperatures[1] == pytest.approx(10.0)
+
+
+def test_a_single_pass_foresees_what_the_model_says_before_it_learns(
+    make_run: MakeRun, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def capture(foreseen: torch.Tensor, pairs: Any, how: str) -> None:
+        seen.update(foreseen=foreseen)
+
+    monkeypatch.setattr(reward_head, "calibrated", capture)
+    finish = reward_head.finish
+
+    def keep(*arguments: Any) -> None:
+        data, scored = arguments[3], arguments[4]
+        seen.update(final=reward_report.margins(data.train, scored.answers))
+        finish(*arguments)
+
+    monkeypatch.setattr(reward_head, "finish", keep)
+    # A model that never changes foresees exactly what it ends with.
+    config = HEAD | {"epochs": 1, "learning_rate": 0.0}
+    root = make_run(kind="reward", config=config, data=DATA, policy=str(policy))
+    assert main([str(root)]) == 0
+    known = ~seen["foreseen"].isnan()
+    assert int(known.sum()) == 8  # the last two of six batches of four
+    assert torch.allclose(seen["foreseen"][known], seen["final"][known], atol=1e-6)
+
+
+def test_each_member_learns_from_the_judgments_that_it_drew(
+    make_run: MakeRun, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first half of the judgments prefers one answer, the second half the other; each member draws one half.
+    rows = [preference(i, [[0], [1]] if i < 16 else [[1], [0]]) for i in range(32)]
+    halves = torch.tensor([[2.0] * 16 + [0.0] * 16, [0.0] * 16 + [2.0] * 16], dtype=torch.float64)
+    monkeypatch.setattr(reward_head, "drawn", lambda units, members, seed: halves)
+    monkeypatch.setattr(reward_head, "lr_factor", lambda *_: 1.0)
+    data = DATA | {"preferences.jsonl": rows + [preference(i, [[0], [1]], "heldout") for i in range(40, 44)]}
+    config = HEAD | {"members": 2, "epochs": 10, "pooling": "mean"}
+    root = make_run(kind="reward", config=config, data=data, policy=str(policy))
+    assert main([str(root)]) == 0
+    model, tokenizer = load_reward_model(root / "final"), load_reward_tokenizer(root / "final")
+    prompt = encode_prompt(tokenizer, TRAIN[0]["prompt"])
+    packed = pack([prompt] * 2, [encode_completion(tokenizer, text) for text in (GOOD, BAD)], model.pad_id)
+    with torch.no_grad():
+        good, bad = model.members(*packed).T
+    assert good[0] > bad[0]
+    assert good[1] < bad[1]
+
+
+def side_of(rows: list[dict[str, Any]]) -> Side:
+    records = [PreferenceRecord.model_validate(row) for row in rows]
+    return read_comparisons(records, [], new_starter("tiny").tokenizer, RewardConfig(), seed=0).train
 
 
 def test_after_several_passes_a_head_has_no_temperature(make_run: MakeRun, policy: Path) -> None:

@@ -82,9 +82,18 @@ def test_newton_ends_where_autograd_finds_no_slope_whatever_is_minimised(variant
     assert eta.grad is not None
     assert float(weight.grad.abs().max()) < 1e-6
     assert abs(float(eta.grad)) < 1e-6
-    # A second step from the optimum goes nowhere, so the curvature is that of the loss: Newton converges at its rate.
-    early = fitted(made, 1.0, steps=8)
-    assert torch.allclose(early.weight, fit.weight, atol=1e-4)
+    # And one step from elsewhere is Newton's own, by autograd's slope and curvature.
+    somewhere = Fit(0.3 * torch.ones(1, 3, dtype=torch.float64), 0.5)
+
+    def value(at: torch.Tensor) -> torch.Tensor:
+        return posterior(made, at, torch.tensor(0.5, dtype=torch.float64), 1.0)
+
+    at = somewhere.weight[0].clone().requires_grad_(True)
+    slope = torch.autograd.grad(value(at), at)[0]
+    curvature = torch.autograd.functional.hessian(value, somewhere.weight[0])
+    expected = somewhere.weight[0] - torch.linalg.solve(curvature, slope)
+    step = newton_step(made, somewhere, 1.0, made.pairs.weight.double().unsqueeze(0), halve_ties=False)
+    assert torch.allclose(step.weight[0], expected, atol=1e-6)
 
 
 def test_one_pair_has_the_mode_that_a_hand_finds() -> None:
@@ -92,6 +101,13 @@ def test_one_pair_has_the_mode_that_a_hand_finds() -> None:
     pairs = pairs_of_judgments([[[0], [1]]])
     made = Design(torch.ones(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), pairs)
     assert fitted(made, 1.0).weight.item() == pytest.approx(0.401058, abs=1e-6)
+
+
+def test_a_margin_far_away_is_reached_without_leaping_over_it_and_back() -> None:
+    # 24 pairs with x = 1, asked for 9, prior 3: minimise 24 log(1 + exp(9 - w)) + w^2 / 18, so w = 216 sigmoid(9 - w).
+    pairs = pairs_of_judgments([[[0], [1]]] * 24, asked=[9.0] * 24)
+    made = Design(torch.ones(24, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), pairs)
+    assert fitted(made, 3.0, steps=20).weight.item() == pytest.approx(11.846812, abs=1e-5)
 
 
 def test_equal_scores_with_half_ties_have_the_threshold_of_rao_and_kupper() -> None:

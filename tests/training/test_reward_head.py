@@ -13,8 +13,8 @@ from app.policy.starter import new_starter
 from app.training.failures import RunFailure
 from app.training.order import Shuffler, derived_seed
 from app.training.reward_data import Comparisons, read_comparisons
-from app.training.reward_head import late_and_new, learnt_units, micro_batches, new_head, read
-from app.training.reward_losses import preference_loss
+from app.training.reward_fit import drawn
+from app.training.reward_head import backward, late_and_new, learnt_units, micro_batches, new_head, read
 from tests.training.judgments import BAD, GOOD, preference
 
 THREE = [GOOD, BAD, "Your kettle, noted."]
@@ -38,32 +38,28 @@ def head(seed: int = 0, **config: Any) -> HeadReward:
     return new_head(run, new_starter("tiny")).train()
 
 
-def gradient(model: HeadReward, data: Comparisons, batch: torch.Tensor, most: int) -> dict[str, torch.Tensor]:
-    """What one update of reward_head would follow, cut into parts of `most` rows."""
-    model.zero_grad()
-    pairs = data.train.pairs
-    for part in micro_batches(data, batch, most):
-        some = pairs.where(batch[part])
-        rows, place = torch.cat([some.first, some.second]).unique(return_inverse=True)
-        scores = read(model, [data.answers[i] for i in rows], most)
-        here = some._replace(first=place[: len(part)], second=place[len(part) :])
-        (preference_loss(scores, here) * some.weight.sum() / pairs.weight[batch].sum()).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_batch_has_the_same_gradient_however_it_is_cut(members: int, pooling: str) -> None:
-    rows = [preference(i, [[i % 2], [1 - i % 2]]) for i in range(6)]
-    rows += [preference(i, [[0], [2], [1]], completions=THREE) for i in range(6, 9)]
+def test_a_batch_has_the_same_loss_and_gradient_however_it_is_cut(members: int, pooling: str) -> None:
+    rows = [preference(i, [[i % 2], [1 - i % 2]] if i % 3 else [[0, 1]]) for i in range(7)]
+    rows += [preference(i, [[0], [2], [1]], completions=THREE) for i in range(7, 10)]
     data, model = comparisons(rows), head(members=members, pooling=pooling)
-    batch = torch.arange(len(data.train.pairs.first))
-    whole = gradient(model, data, batch, most=64)
-    assert len(whole) > 5
-    for most in (7, 3, 1):
-        cut = gradient(model, data, batch, most)
-        assert whole.keys() == cut.keys()
-        assert all(torch.allclose(whole[name], cut[name], atol=1e-6) for name in whole)
+    batch, draws = torch.arange(2, len(data.train.pairs.first)), drawn(data.train.units, members, 0).float()
+    threshold = torch.nn.Parameter(torch.tensor(0.3))
+    found = []
+    for most in (64, 7, 3, 1):
+        model.zero_grad()
+        threshold.grad = None
+        config = RewardConfig(kind="head", micro_batch_size=most)
+        loss, margin = backward(model, data, batch, draws, threshold, config)
+        assert threshold.grad is not None
+        gradient = [threshold.grad.clone(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        assert len(gradient) > 10
+        found.append((loss, margin, gradient))
+    for loss, margin, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        assert torch.allclose(margin, found[0][1], atol=1e-5)
+        assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(gradient, found[0][2], strict=True))
 
 
 def test_answers_of_one_judgment_share_a_part_and_are_read_once() -> None:
