@@ -10,6 +10,7 @@ import json
 import time
 from typing import Any
 
+from app.core.configs import CONFIGS
 from app.core.vocabulary import RunKind
 from benchmarks import report
 from benchmarks.training import contest
@@ -55,19 +56,21 @@ def race(scene: Scene, given: argparse.Namespace) -> None:
             # Who is first changes: neither side always meets a warm, or a throttled, machine.
             for contestant in sorted(given.contestants, reverse=bool(number % 2)):
                 if f"{contestant}_missing" not in found[task]:
-                    one(scene, task, contestant, number, quiet, found[task])
+                    one(scene, task, contestant, number, quiet, found[task], given)
             conclude(scene, task, found[task])
             keep(scene, task, found[task])
 
 
-def one(scene: Scene, task: str, contestant: str, seed: int, quiet: Figures, found: Figures) -> None:
+def one(
+    scene: Scene, task: str, contestant: str, seed: int, quiet: Figures, found: Figures, given: argparse.Namespace
+) -> None:
     """One contestant's round, or why there is none."""
     knobs = {} if contestant == "ours" else best(scene.name, task)
-    if contestant == "ours" and task not in [kind.value for kind in RunKind]:
-        found["ours_missing"] = f"there is no run of kind {task} in this tree"
-        say(f"  {task}, ours: {found['ours_missing']}: skipped")
+    if contestant == "ours" and (why := missing(task, scene.device)):
+        found["ours_missing"] = why
+        say(f"  {task}, ours: {why}: skipped")
         return
-    idle = contest.wait_until_idle()
+    idle = contest.wait_until_idle(min(60.0, given.bound))
     try:
         figures = contest.run(scene, task, contestant, seed, knobs, scene.judged)
     except (contest.Failed, Missing) as failure:
@@ -82,6 +85,15 @@ def one(scene: Scene, task: str, contestant: str, seed: int, quiet: Figures, fou
     )
 
 
+def missing(task: str, device: str) -> str | None:
+    """Why this tree cannot run the task, or None."""
+    if task not in [kind.value for kind in RunKind]:
+        return f"there is no run of kind {task} in this tree"
+    if device != "cpu" and "device" not in CONFIGS[RunKind(task)].model_fields:
+        return f"runs of kind {task} have no setting for a device in this tree"
+    return None
+
+
 def conclude(scene: Scene, task: str, found: Figures) -> None:
     """Medians, ratios of rounds run next to each other, and shares of the limit."""
     for side in CONTESTANTS:
@@ -94,7 +106,7 @@ def conclude(scene: Scene, task: str, found: Figures) -> None:
     found |= {"ratio_low": ratios[0], "ratio_high": ratios[-1]}
     found["ratio"] = found["ours"]["median"]["samples_per_s"] / found["trl"]["median"]["samples_per_s"]
     if "limit" not in found:
-        contest.wait_until_idle()
+        contest.wait_until_idle(10.0)
         found["limit"] = contest.limit(scene, task, found["ours"]["rounds"][0])
     found["shares"], found["utilisation"] = {}, {}
     for phase in ("step", "sample", "score", "update"):

@@ -153,11 +153,12 @@ def judge(scene: Scene, task: str, model: Path) -> Figures:
 
 
 def helper(module: str, *words: str) -> Figures:
-    """What a module of this package says, as JSON, in its last line."""
+    """What a module of this package says, as JSON, in its last line; nothing where it says nothing."""
     variables = environment.variables("ours")
     with tempfile.NamedTemporaryFile(dir=BUILD, suffix=".log") as log:
         process([f"benchmarks.training.{module}", *words], variables, Path(log.name))
-        return json.loads(Path(log.name).read_text(encoding="utf-8").splitlines()[-1])
+        last = Path(log.name).read_text(encoding="utf-8").strip().rpartition("\n")[2]
+        return dict(json.loads(last)) if last.startswith("{") else {}
 
 
 def summary(scene: Scene, task: str, seed: int, notes: Figures) -> Figures:

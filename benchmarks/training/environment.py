@@ -4,7 +4,6 @@ TRL dropped its PPO trainer after 1.12.0 (1.13.0, 1.14.0, 1.14.2 and 1.15.0 hold
 into an environment in build/ that takes everything else, torch and transformers too, from the project's.
 """
 
-import os
 import subprocess
 import sys
 import sysconfig
@@ -71,4 +70,4 @@ def variables(spin: str) -> dict[str, str]:
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    return kept | {name: os.environ[name] for name in ("PYTHONDONTWRITEBYTECODE",) if name in os.environ}
+    return kept | {"PAIRWRIGHT_BENCH_THREADS": str(THREADS)}

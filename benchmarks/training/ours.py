@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from importlib.util import find_spec
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,6 @@ from benchmarks.training.watch import Watch
 
 NEVER = 10**6
 QUIET = {"log_every": 10, "checkpoint_every": NEVER, "threads": THREADS}
-
-
-def missing(task: str, device: str) -> str | None:
-    """Why this tree cannot run the task, or None."""
-    if task not in [kind.value for kind in RunKind] or find_spec(f"app.training.{task}") is None:
-        return f"there is no run of kind {task} in this tree"
-    if device != "cpu" and not _on_device(configs.CONFIGS[RunKind(task)]):
-        return f"runs of kind {task} have no setting for a device in this tree"
-    return None
 
 
 def configuration(task: str, settings: Settings, device: str) -> dict[str, Any]:
@@ -133,6 +124,8 @@ def main() -> None:
     columns = {"columns": 0, "batches": 0}
     watch.after(LlamaDecoder, "step", lambda _: columns.update(columns=columns["columns"] + 1))
     watch.after(LlamaDecoder, "prefill", lambda _: columns.update(batches=columns["batches"] + 1))
+    if task == "dpo":
+        read_beforehand(watch, settings, scene)
     code = train([str(directory.root)])
     if code == 0:
         watch.figures |= {"result": json.loads(directory.result.read_text(encoding="utf-8"))["metrics"]}
@@ -143,6 +136,25 @@ def main() -> None:
     watch.write(out / "notes.json")
     shutil.rmtree(directory.root)
     sys.exit(code)
+
+
+def read_beforehand(watch: Watch, settings: Settings, scene: Path) -> None:
+    """Count the reference's pass over the train judgments, which comes before the first update, as part of all updates.
+
+    It reads the held-out ones as well, for figures that TRL does not log: their share is left out.
+    """
+    from app.training import dpo
+
+    original = dpo.reference_logprobs
+    lines = len((scene / "preferences.jsonl").read_text(encoding="utf-8").splitlines())
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        answer = original(*args, **kwargs)
+        watch.figures["beforehand_s"] = (time.perf_counter() - started) * settings["steps"] * settings["batch"] / lines
+        return answer
+
+    dpo.reference_logprobs = timed
 
 
 def ppo_figures(directory: RunDir, watch: Watch) -> dict[str, Any]:

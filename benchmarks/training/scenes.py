@@ -1,5 +1,6 @@
 """What the race is run on. Everything that could favour a side stands here and is read by both."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -8,7 +9,7 @@ from benchmarks.report import ROOT
 
 TASKS = ("sft", "reward", "dpo", "ppo")
 BUILD = ROOT / "build" / "race"
-THREADS = 2
+THREADS = int(os.environ.get("PAIRWRIGHT_BENCH_THREADS", "2"))
 SKIP = 2
 """Steps at the beginning of a run that warm up and are not timed."""
 
@@ -51,7 +52,10 @@ class Scene:
 
     def short(self, name: str, steps: dict[str, int], heldout: int = 64) -> "Scene":
         """The same in few steps and one round, under the name SCENE-NAME."""
-        tasks = {task: {**settings, "steps": steps[task]} for task, settings in self.tasks.items()}
+        tasks = {
+            task: {**settings, "steps": steps[task], "warmup": min(settings["warmup"], steps[task] // 2)}
+            for task, settings in self.tasks.items()
+        }
         return replace(self, name=f"{self.name}-{name}", tasks=tasks, rounds=1, heldout=heldout)
 
 
