@@ -93,7 +93,7 @@ SMALL = Scene(
     tasks={
         "sft": {"start": "policy", "steps": 14, "batch": 32, "learning_rate": 2e-4, "warmup": 2},
         "reward": {"start": "policy", "steps": 12, "batch": 16, "learning_rate": 2e-5, "warmup": 1},
-        "dpo": {"start": "policy", "steps": 10, "batch": 16, "learning_rate": 2e-5, "warmup": 1, "beta": 0.1},
+        "dpo": {"start": "policy", "steps": 12, "batch": 16, "learning_rate": 2e-5, "warmup": 1, "beta": 0.1},
         "ppo": {
             "start": "policy",
             "steps": 5,
