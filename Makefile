@@ -89,7 +89,7 @@ test-slow: .venv/test.stamp ## the long proofs: kill campaigns, training on real
 # ---- measuring and showing -------------------------------------------------------------------------------------------
 
 bench: .venv/test.stamp ## every benchmark, one after the other (long; benchmarks/ says what each measures)
-	@for file in $$(grep -l '^if __name__' benchmarks/*.py); do $(MAKE) --no-print-directory "bench-$$(basename "$$file" .py | tr _ -)"; done
+	@for file in $$(grep -l "^if __name__" benchmarks/*.py benchmarks/*/__main__.py | sed "s|/__main__.py|.py|"); do $(MAKE) --no-print-directory "bench-$$(basename "$$file" .py | tr _ -)"; done
 
 bench-%: .venv/test.stamp ## one benchmark: bench-rehearsal, ...
 	$(BIN)/python -m benchmarks.$(subst -,_,$*) $(ARGS)
