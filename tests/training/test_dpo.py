@@ -142,7 +142,6 @@ def test_what_people_preferred_becomes_more_likely_than_what_they_did_not(
     assert phase(root, "evaluate")[-1]["eval_rewards/margins"] == pytest.approx(margin, rel=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers by its old name
 def test_an_adapter_learns_what_the_whole_policy_would_and_goes_on_after_a_stop(make: Make, policy: Path) -> None:
     settings = {"lora_rank": 4, "epochs": 4, "learning_rate": 1e-2}
     whole = make("whole", **settings)
