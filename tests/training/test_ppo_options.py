@@ -324,7 +324,7 @@ def test_with_lora_a_reward_that_anybody_can_check_goes_up(make: Make, monkeypat
 
 
 def ensemble(folder: Path) -> Any:
-    """The toy reward model seen by two members, of which the second says 0.3 more where the sum of the answer's ids is odd."""
+    """The toy reward model as two members; the second says 0.3 more where the answer's ids have an odd sum."""
     model = toy.load_toy(folder)
 
     def members(ids: torch.Tensor, attention: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
