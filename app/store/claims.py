@@ -58,8 +58,9 @@ _LIVE = text(
     """
 )
 
-# Look along the free slots from a random point, prefer different prompts, lock only what is taken. Whoever else looks
-# at the same slots skips the locked ones. The unique indexes guarantee what this only filters.
+# Look along the free slots from a random point, prefer prompts of which this person holds nothing yet, lock only what
+# is taken. Whoever else looks at the same slots skips the locked ones. The unique indexes guarantee what this only
+# filters.
 _TAKE = text(
     """
     WITH near AS MATERIALIZED (
@@ -72,12 +73,14 @@ _TAKE = text(
         ORDER BY s.draw_key
         LIMIT :look
     ), spread AS MATERIALIZED (
-        SELECT DISTINCT ON (prompt_id) comparison_id, position, draw_key FROM near ORDER BY prompt_id, draw_key
+        SELECT DISTINCT ON (prompt_id) comparison_id, position, draw_key,
+            prompt_id IN (SELECT prompt_id FROM comparison WHERE id = ANY(:held)) AS met
+        FROM near ORDER BY prompt_id, draw_key
     ), taken AS MATERIALIZED (
         SELECT s.comparison_id, s.position
         FROM spread JOIN slot s ON s.comparison_id = spread.comparison_id AND s.position = spread.position
         WHERE s.state = 'free'
-        ORDER BY spread.draw_key
+        ORDER BY spread.met, spread.draw_key
         LIMIT :count
         FOR UPDATE OF s SKIP LOCKED
     ), leased AS (
@@ -155,23 +158,29 @@ def claim(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, count: int =
             execution_options={"synchronize_session": False},
         )
     if len(held) < count:
-        held += _take(s, who, count - len(held))
+        held = _take(s, who, held, count)
     return tasks(s, project_id, account_id, held)
 
 
-def _take(s: Session, who: dict[str, object], count: int) -> list[uuid.UUID]:
-    """Lease up to `count` new comparisons; reopens run-out leases only when nothing else is free."""
-    taken: list[uuid.UUID] = []
+def _take(s: Session, who: dict[str, object], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
+    """What is held, and new leases up to `count` in all; reopens run-out leases only when nothing else is free."""
     look = 8 * count
     for start in (random.random(), 0.0):  # noqa: S311 - it spreads people, it hides nothing
-        taken += s.scalars(_TAKE, who | {"count": count - len(taken), "start": start, "look": look})
-        if len(taken) == count:
-            return taken
+        held = held + _more(s, who, held, count, start, look)
+        if len(held) == count:
+            return held
     if expire_leases(s, who["project"]):  # type: ignore[arg-type]
-        taken += s.scalars(_TAKE, who | {"count": count - len(taken), "start": 0.0, "look": look})
-    if len(taken) < count:
-        taken += s.scalars(_TAKE_AGAIN, who | {"count": count - len(taken)})
-    return taken
+        held = held + _more(s, who, held, count, 0.0, look)
+    if len(held) < count:
+        held = [*held, *s.scalars(_TAKE_AGAIN, who | {"count": count - len(held)})]
+    return held
+
+
+def _more(
+    s: Session, who: dict[str, object], held: list[uuid.UUID], count: int, start: float, look: int
+) -> list[uuid.UUID]:
+    parameters = {"count": count - len(held), "held": held, "start": start, "look": look}
+    return list(s.scalars(_TAKE, who | parameters))
 
 
 def lock_member(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> int:

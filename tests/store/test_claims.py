@@ -82,12 +82,30 @@ def test_nobody_meets_a_comparison_again_after_judging_it(session, make):
     assert claims.claim(session, project.id, person.id) == []
 
 
-def test_a_claim_of_two_prefers_different_prompts(session, make, project, policy):
+@pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
+def test_a_claim_of_two_prefers_different_prompts(session, make, project, policy, monkeypatch, start):
+    # Wherever the look begins: from the middle all that is left may be of one prompt.
+    monkeypatch.setattr(claims.random, "random", lambda: start)
     prompts = [make.prompt(project) for _ in range(2)]
-    for prompt in prompts * 3:
-        make.pair(project, policy, prompt)
+    pairs = [make.pair(project, policy, prompt) for prompt in prompts for _ in range(3)]
+    for place, pair in enumerate(pairs):
+        key = update(Slot).where(Slot.comparison_id == pair.id).values(draw_key=(place + 0.5) / len(pairs))
+        session.execute(key, execution_options={"synchronize_session": False})
     tasks = claims.claim(session, project.id, make.person(project).id, count=2)
     assert len({str(task.prompt) for task in tasks}) == 2
+
+
+def test_who_holds_a_comparison_of_a_prompt_is_given_one_of_another(session, make, project, policy, monkeypatch):
+    monkeypatch.setattr(claims.random, "random", lambda: 0.0)
+    person, prompts = make.person(project), [make.prompt(project) for _ in range(2)]
+    make.pair(project, policy, prompts[0])
+    [held] = claims.claim(session, project.id, person.id, count=1)
+    for key, prompt in [(0.1, prompts[0]), (0.9, prompts[1])]:
+        pair = make.pair(project, policy, prompt)
+        draw = update(Slot).where(Slot.comparison_id == pair.id).values(draw_key=key)
+        session.execute(draw, execution_options={"synchronize_session": False})
+    tasks = claims.claim(session, project.id, person.id, count=2)
+    assert [task.comparison_id for task in tasks] == [held.comparison_id, pair.id]
 
 
 def test_a_lease_that_ran_out_reopens_its_slot_for_somebody_else(session, make, project, policy):
