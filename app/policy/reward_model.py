@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder
 from app.policy.checkpoint import check_files, load_policy
+from app.policy.hidden import hidden_at
 from app.policy.lora import ADAPTER, heard, merged, save_adapter
 from app.policy.reading import Reader
 
@@ -73,7 +74,7 @@ class RewardSettings(BaseModel):
 
 
 class RewardModel(nn.Module):
-    """What both kinds share. `members` gives raw scores, `score` rewards, `token_values` a start for a critic."""
+    """What both kinds share. `members` gives raw scores, `score` rewards, `values_at` a start for a critic."""
 
     def __init__(self, settings: RewardSettings, pad_id: int) -> None:
         super().__init__()
@@ -101,8 +102,11 @@ class RewardModel(nn.Module):
         """Raw scores, the mean of the members. ids, attention, answer [b, L] -> [b], fp32."""
         return self.members(ids, attention, answer).mean(0)
 
-    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
-        """A raw score expected from what stands up to each column. [b, L] -> [b, L], fp32, differentiable."""
+    def values_at(self, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """A raw score expected from what stands up to N places of ids [b, L]: row, position [N] -> [N], fp32.
+
+        Differentiable.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -154,23 +158,22 @@ class HeadReward(RewardModel):
             body.score = head
         self.head: nn.Linear = head.float()
 
-    def _token_scores(self, ids: Tensor, attention: Tensor) -> Tensor:
-        """What each member says at each column, [M, b, L]."""
-        hidden = self.body.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-        scores: Tensor = self.head(hidden.float())
-        return scores.permute(2, 0, 1)
+    def _scores_at(self, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """What each member says at N places, [M, N]."""
+        scores: Tensor = self.head(hidden_at(self.body, ids, row, position).float())
+        return scores.T
 
-    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
-        return self._token_scores(ids, attention).mean(0)
+    def values_at(self, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        return self._scores_at(ids, row, position).mean(0)
 
     def members(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
-        scores = self._token_scores(ids, attention)
+        rows = torch.arange(len(ids), device=ids.device)
         if self.settings.pooling == "last":
-            last = attention.sum(-1, keepdim=True).long() - 1
-            return scores.gather(-1, last.expand(len(scores), -1, -1))[..., 0]
-        mask = answer.to(scores.dtype)
-        total = (scores * mask).sum(-1)
-        return total / mask.sum(-1).clamp_min(1) if self.settings.pooling == "mean" else total
+            return self._scores_at(ids, rows, attention.sum(-1).long() - 1)
+        row, position = answer.nonzero(as_tuple=True)
+        scores = self._scores_at(ids, row, position)
+        total = scores.new_zeros(len(scores), len(ids)).index_add(1, row, scores)
+        return total / answer.sum(-1).clamp_min(1) if self.settings.pooling == "mean" else total
 
     def write(self, folder: Path) -> None:
         state = merged(self.body)
@@ -208,9 +211,8 @@ class ProbeReward(RewardModel):
     def members(self, ids: Tensor, attention: Tensor, answer: Tensor) -> Tensor:
         return self.weight @ self.reader.features(self.language_model, ids, answer).T
 
-    def token_values(self, ids: Tensor, attention: Tensor) -> Tensor:
-        hidden = self.language_model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden.float() @ self.value + self.value_bias
+    def values_at(self, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        return hidden_at(self.language_model, ids, row, position).float() @ self.value + self.value_bias
 
     def write(self, folder: Path) -> None:
         self.language_model.save_pretrained(folder)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app.policy.hidden import hidden_at
 from app.policy.lora import factors, load_factors, using
 from app.policy.reward_model import ProbeReward, RewardModel
 from app.training.rollout import MicroBatch
@@ -72,8 +73,8 @@ class ValueFunction(nn.Module):
 
     def forward(self, micro: MicroBatch) -> Tensor:
         """Values at the answer's tokens, [N]: each is read where the token is predicted, before it is known."""
-        raw = self.model.token_values(micro.ids, micro.attention)
-        values: Tensor = (raw[micro.local, micro.position].float() - self.model.offset) * self.model.scale
+        raw = self.model.values_at(micro.ids, micro.local, micro.position)
+        values: Tensor = (raw.float() - self.model.offset) * self.model.scale
         return values
 
 
@@ -91,8 +92,8 @@ class AdapterValue:
     def __call__(self, micro: MicroBatch) -> Tensor:
         """Values at the answer's tokens, [N]: each is read where the token is predicted, before it is known."""
         with using(self._backbone, self._adapter):
-            hidden = self._backbone.base_model(input_ids=micro.ids, use_cache=False).last_hidden_state
-        raw: Tensor = self._head(hidden[micro.local, micro.position].float())[..., 0]
+            hidden = hidden_at(self._backbone, micro.ids, micro.local, micro.position)
+        raw: Tensor = self._head(hidden.float())[..., 0]
         return (raw - self._offset) * self._scale
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -14,8 +14,10 @@ from app.core.pairing import pairs_of
 from app.core.records import PreferenceRecord
 from app.core.vocabulary import Split
 from app.policy.chat import encode_completion, encode_prompts
-from app.policy.likelihood import answer_logprobs
+from app.policy.likelihood import CPU_ROWS
+from app.policy.reward_model import pack
 from app.training.failures import RunFailure
+from app.training.logprobs import read_tokens
 from app.training.reward_losses import Pairs, pairs_of_judgments
 
 
@@ -146,5 +148,21 @@ def parts(data: Judgments, pairs: Pairs, size: int) -> Iterator[Part]:
 
 
 def row_logprobs(model: PreTrainedModel, rows: Sequence[Row], pad_id: int, most: int) -> Tensor:
-    """log pi(answer | prompt) of each row, [n], with a gradient; at most `most` rows share a forward pass."""
-    return answer_logprobs(model, [row.prompt for row in rows], [row.completion for row in rows], pad_id, most=most)
+    """log pi(answer | prompt) of each row, [n], on the CPU, with a gradient.
+
+    Rows of like length, at most `most` of them, share a forward pass, padded on the right, where no causal model looks.
+    """
+    device = model.device
+    if device.type == "cpu":
+        most = min(most, CPU_ROWS)
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    sums = [torch.zeros(0)]
+    for start in range(0, len(order), most):
+        some = [rows[i] for i in order[start : start + most]]
+        ids, _, answer = (t.to(device) for t in pack([r.prompt for r in some], [r.completion for r in some], pad_id))
+        row, column = answer.nonzero(as_tuple=True)
+        logprobs = read_tokens(model, ids, row, column - 1, ids[row, column]).logprobs
+        sums.append(logprobs.new_zeros(len(some)).index_add(0, row, logprobs).cpu())
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+    return torch.cat(sums)[back]

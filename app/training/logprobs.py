@@ -3,8 +3,7 @@
 N tokens of a vocabulary of V make N x V logits, and a backward pass holds them two or three times: at V = 128,256 a
 megabyte and more a token. Where they are many and the model's output head is a plain linear layer, they are made from
 the hidden states in chunks, reduced to what is wanted, and made again in the backward pass: memory O(chunk), for a
-third more work in the head. Small vocabularies, and heads that do more than multiply (a soft cap, scaled logits), take
-the model's own logits.
+third more work in the head. Heads that do more than multiply (a soft cap, scaled logits) take the model's own logits.
 """
 
 import functools
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app.policy.hidden import hidden_at
 from app.policy.precision import compute_dtype, product
 from app.training import losses
 
@@ -47,16 +47,16 @@ def read_tokens(
     (`token` [N]) is predicted by the output at (`row` [N], `position` [N]). Differentiable; the choice between the two
     ways depends on shapes alone, so the same call twice takes the same one.
     """
-    many = len(token) * model.config.get_text_config().vocab_size > CHUNK
+    head = plain_head(model)
+    hidden = None if head is None else hidden_at(model, ids, row, position)
     lowered = compute_dtype(model) is torch.bfloat16
-    head = plain_head(model) if many or lowered else None
-    if head is None:
-        logits = token_logits(model, ids, row, position)
-        spread = losses.entropy(logits, temperature) if entropy else None
-        return Reading(losses.token_logprobs(logits, token, temperature), spread)
-    # In bf16 the model's own head would round its logits to three digits; this one keeps the sums' fp32.
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, position]
-    return head_reading(hidden, head.weight, head.bias, token, temperature, entropy=entropy, lowered=lowered)
+    many = len(token) * model.config.get_text_config().vocab_size > CHUNK
+    if head is not None and hidden is not None and (many or lowered):
+        # In bf16 the model's own head would round its logits to three digits; this one keeps the sums' fp32.
+        return head_reading(hidden, head.weight, head.bias, token, temperature, entropy=entropy, lowered=lowered)
+    logits = token_logits(model, ids, row, position) if head is None or hidden is None else head(hidden)
+    spread = losses.entropy(logits, temperature) if entropy else None
+    return Reading(losses.token_logprobs(logits, token, temperature), spread)
 
 
 def token_logits(model: PreTrainedModel, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:

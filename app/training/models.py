@@ -110,7 +110,8 @@ def recompute_layers(model: PreTrainedModel) -> None:
     """Keep only the input of each layer in a forward pass with gradients, and compute the rest again going back.
 
     transformers' own switch works in training mode only, and networks here are in evaluation mode, for dropout is off.
-    The adapters heard in the forward pass are those heard again, whichever are by then.
+    The adapters heard in the forward pass are those heard again, whichever are by then. `app.policy.hidden` computes
+    the last layer by itself, and keeps it: going back begins there, so no more is held at any time than of one layer.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:

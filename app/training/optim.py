@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from app.training.failures import RunFailure
+from app.training.muon import Muon
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -55,11 +56,12 @@ class MuonAdamW:
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
         if decayed or plain:
-            adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps)
+            # In one pass over the weights: on a CPU several times as fast as a pass for each of its ten operations.
+            fused = all(p.device.type == "cpu" for p in (*decayed, *plain)) or None
+            adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
             self._optimizers.append((adamw, lr))
         if muon and muon_lr is not None:
-            settings: dict[str, Any] = {"momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
-            hidden = torch.optim.Muon(list(muon.values()), lr=muon_lr, weight_decay=weight_decay, **settings)
+            hidden = Muon(muon.values(), lr=muon_lr, weight_decay=weight_decay, momentum=momentum)
             self._optimizers.append((hidden, muon_lr))
         self.updates = 0
 

@@ -121,15 +121,17 @@ def limit(scene: Scene, task: str, ours: Figures) -> Figures:
     rows_per_step = settings["batch"] * (1 if task in ("sft", "ppo") else 2)
     passes = rows_per_step / rows
     width = ours["tokens_per_step"] / rows_per_step
-    head = ours["answer_tokens_per_step"] / passes
-    policy, reference, body = ([rows, width, n, t] for n, t in ((head, True), (head, False), (0, True)))
+    answers = ours["answer_tokens_per_step"] / passes
+    policy, reference = ([rows, width, answers, True, trained] for trained in (True, False))
+    value, expects = ([rows, width, answers, False, trained] for trained in (True, False))
+    reward, judge = ([rows, width, rows, False, trained] for trained in (True, False))  # by their last tokens
     phases: dict[str, list[Any]]
     decode = None
     if task == "ppo":
         again = passes * settings["epochs"]
         phases = {
-            "score": [[2 * passes, reference], [2 * passes, [rows, width, 0, False]]],
-            "update": [[again, policy], [again, body]],
+            "score": [[2 * passes, reference], [passes, expects], [passes, judge]],
+            "update": [[again, policy], [again, value]],
         }
         if notes.get("columns"):
             columns = notes["columns"] / notes["batches"]
@@ -137,7 +139,7 @@ def limit(scene: Scene, task: str, ours: Figures) -> Figures:
             prompt = width - ours["answer_tokens_per_step"] / rows_per_step
             decode = {"rows": rows_per_step, "prompt": prompt, "steps": columns, "alive": alive}
     else:
-        phases = {"step": [[passes, policy if task != "reward" else body]]}
+        phases = {"step": [[passes, policy if task != "reward" else reward]]}
         if task == "dpo":
             phases["step"].append([passes, reference])
     job = {"model": str(scene.folder / "policy"), "device": scene.device, "phases": phases, "decode": decode}

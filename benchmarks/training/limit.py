@@ -8,7 +8,7 @@ Attention counts half of its two products, since half of what they compute is ma
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -35,11 +35,15 @@ class Net(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One network reading a pass: `rows` rows of `width` real tokens; the head reads `head` tokens of them."""
+    """One network reading a pass: `rows` rows of `width` real tokens, of which `read` are read at the end.
+
+    The last layer's queries, outputs and feed-forward products are those of these tokens; with a `head`, its too.
+    """
 
     rows: float
     width: float
-    head: float
+    read: float
+    head: bool
     trained: bool
 
 
@@ -126,20 +130,26 @@ class Clock:
         return time.perf_counter() - started
 
 
-def linears(net: Net) -> Iterator[tuple[int, int]]:
-    """Inner and outer width of each linear map of a layer."""
-    q, kv = net.heads * net.size, net.kv_heads * net.size
-    yield from ((net.hidden, q), (net.hidden, kv), (net.hidden, kv), (q, net.hidden))
-    yield from ((net.hidden, net.intermediate), (net.hidden, net.intermediate), (net.intermediate, net.hidden))
+def memory(net: Net) -> list[tuple[int, int]]:
+    """Inner and outer width of a layer's linear maps that serve the tokens behind: keys and values."""
+    return 2 * [(net.hidden, net.kv_heads * net.size)]
+
+
+def own(net: Net) -> list[tuple[int, int]]:
+    """The same of those that serve a token itself."""
+    q = net.heads * net.size
+    return [(net.hidden, q), (q, net.hidden), *2 * [(net.hidden, net.intermediate)], (net.intermediate, net.hidden)]
 
 
 def cost(net: Net, read: Read, clock: Clock) -> tuple[float, float]:
     """Seconds and operations of the products of one pass."""
     parts = []
     tokens = read.rows * read.width
-    wide = [(net.layers, tokens, *shape) for shape in linears(net)]
+    wide = [(net.layers, tokens, *shape) for shape in memory(net)]
+    wide += [(net.layers - 1, tokens, *shape) for shape in own(net)]
+    wide += [(1, read.read, *shape) for shape in own(net)]
     if read.head:
-        wide.append((1, read.head, net.hidden, net.vocabulary))
+        wide.append((1, read.read, net.hidden, net.vocabulary))
     for times, rows, inner, columns in wide:
         parts.append((times, clock.product(rows, inner, columns)))
         if read.trained:
@@ -147,17 +157,17 @@ def cost(net: Net, read: Read, clock: Clock) -> tuple[float, float]:
     matrices = read.rows * net.heads
     scores = clock.batched(matrices, read.width, net.size, read.width)
     values = clock.batched(matrices, read.width, read.width, net.size)
-    # Backward: two products of either kind again.
-    share = 0.5 * net.layers * (3 if read.trained else 1)
+    # Backward: two products of either kind again. The last layer's queries are those of the tokens that are read.
+    share = 0.5 * (net.layers - 1 + read.read / tokens) * (3 if read.trained else 1)
     parts += [(share, scores), (share, values)]
     return sum(n * p[0] for n, p in parts), sum(n * p[1] for n, p in parts)
 
 
 def decode(net: Net, clock: Clock, *, rows: float, prompt: float, steps: float, alive: float) -> dict[str, float]:
     """Sampling: one pass over `rows` prompts, then `steps` single columns of `alive` rows that still write."""
-    seconds, flops = cost(net, Read(rows, prompt, 0, False), clock)
+    seconds, flops = cost(net, Read(rows, prompt, rows, False, False), clock)
     width = prompt + steps / 2
-    column = [(net.layers, clock.product(alive, *shape)) for shape in linears(net)]
+    column = [(net.layers, clock.product(alive, *shape)) for shape in (*memory(net), *own(net))]
     column.append((1, clock.product(alive, net.hidden, net.vocabulary)))
     column.append((net.layers, clock.batched(alive * net.heads, 1, net.size, width)))
     column.append((net.layers, clock.batched(alive * net.heads, 1, width, net.size)))

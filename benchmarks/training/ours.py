@@ -10,6 +10,7 @@ from typing import Any
 from app.core import configs
 from app.core.records import RunDir, RunSpec
 from app.core.vocabulary import RunKind
+from app.policy import hidden
 from app.policy.decoders import LlamaDecoder
 from app.training.__main__ import main as train
 from app.training.run import Run
@@ -124,6 +125,7 @@ def main() -> None:
     columns = {"columns": 0, "batches": 0}
     watch.after(LlamaDecoder, "step", lambda _: columns.update(columns=columns["columns"] + 1))
     watch.after(LlamaDecoder, "prefill", lambda _: columns.update(batches=columns["batches"] + 1))
+    watch_passes(watch)
     if task == "dpo":
         read_beforehand(watch, settings, scene)
     code = train([str(directory.root)])
@@ -136,6 +138,17 @@ def main() -> None:
     watch.write(out / "notes.json")
     shutil.rmtree(directory.root)
     sys.exit(code)
+
+
+def watch_passes(watch: Watch) -> None:
+    """Count the passes that do not go through transformers' own forward."""
+    computed = hidden._computed
+
+    def counted(body: Any, ids: Any, *rest: Any) -> Any:
+        watch.passed(ids.shape)
+        return computed(body, ids, *rest)
+
+    hidden._computed = counted
 
 
 def read_beforehand(watch: Watch, settings: Settings, scene: Path) -> None:

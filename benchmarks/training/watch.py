@@ -48,14 +48,17 @@ class Watch:
 
         @wraps(forward)
         def counted(model: Any, input_ids: Any = None, *rest: Any, **more: Any) -> Any:
-            shape = input_ids.shape if input_ids is not None else more["inputs_embeds"].shape
-            if shape[1] > 1:  # one column is a step of generation
-                passes = self._passes["trained" if torch.is_grad_enabled() else "read"]
-                for i, n in enumerate((1, shape[0], shape[0] * shape[1])):
-                    passes[i] += n
+            self.passed(input_ids.shape if input_ids is not None else more["inputs_embeds"].shape)
             return forward(model, input_ids, *rest, **more)
 
         LlamaModel.forward = counted  # type: ignore[method-assign]
+
+    def passed(self, shape: torch.Size) -> None:
+        """Count a pass over [rows, columns] tokens."""
+        if shape[1] > 1:  # one column is a step of generation
+            passes = self._passes["trained" if torch.is_grad_enabled() else "read"]
+            for i, n in enumerate((1, shape[0], shape[0] * shape[1])):
+                passes[i] += n
 
     def time(self, owner: Any, name: str, phase: str) -> None:
         """Add the time of every call of `owner.name` to `phase`."""

@@ -25,20 +25,23 @@ class Counts:
 
 
 def test_operations_of_a_pass_are_those_worked_by_hand():
-    # 6 tokens; a layer: q 4x4, k and v 4x2, o 4x4, gate, up and down 4x8 = 16 + 8 + 8 + 16 + 96 = 144 weights.
-    # Linear maps 2 layers x 2 x 6 x 144 = 3456; head 2 x 5 x 4 x 10 = 400.
-    # Attention, half of two products of 4 matrices 3x2x3: 2 layers x 0.5 x 2 x (2 x 4 x 18) = 288.
-    _, read = limit.cost(NET, limit.Read(rows=2, width=3, head=5, trained=False), Counts())
-    assert read == 3456 + 400 + 288
-    _, trained = limit.cost(NET, limit.Read(rows=2, width=3, head=5, trained=True), Counts())
-    assert trained == 3 * read
+    # 6 tokens, 5 of them read. Keys and values, 4x2 each, of 2 layers: 2 layers x 2 x 6 x 16 = 384. The rest of a
+    # layer: q and o 4x4, gate, up and down 4x8 = 128 weights: 2 x 6 x 128 = 1536 in the first, 2 x 5 x 128 = 1280 in
+    # the last. Head 2 x 5 x 4 x 10 = 400. Attention, half of two products of 4 matrices 3x2x3: 144, in the last layer
+    # 5/6 of it.
+    read = limit.Read(rows=2, width=3, read=5, head=True, trained=False)
+    _, operations = limit.cost(NET, read, Counts())
+    assert operations == pytest.approx(384 + 1536 + 1280 + 400 + 144 + 120)
+    _, trained = limit.cost(NET, read._replace(trained=True), Counts())
+    assert trained == pytest.approx(3 * operations)
 
 
 def test_sampling_reads_the_prompts_once_and_then_a_column_at_a_time():
-    # Prompts: 2 rows of 3, no head: 3456 + 288. A column of 1 row: 2 x 144 x 2 layers + 2 x 4 x 10, and two products
-    # of 2 matrices 1x2 by 2x(3 + 4 / 2): 2 layers x 2 x (2 x 2 x 2 x 5).
+    # Prompts: 2 rows of 3, of which the last tokens are read, no head: 384 + 1536 + 2 x 2 x 128 = 512, and attention of
+    # 144 + 48. A column of 1 row: 2 x 144 x 2 layers + 2 x 4 x 10, and two products of 2 matrices 1x2 by
+    # 2x(3 + 4 / 2): 2 layers x 2 x (2 x 2 x 2 x 5).
     found = limit.decode(NET, Counts(), rows=2, prompt=3, steps=4, alive=1)
-    assert found["gflop"] == pytest.approx((3456 + 288 + 4 * (576 + 80 + 160)) / 1e9)
+    assert found["gflop"] == pytest.approx((384 + 1536 + 512 + 192 + 4 * (576 + 80 + 160)) / 1e9)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_without_muon_it_is_torchs_adamw() -> None:
         optimizer.zero_grad()
         adamw.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)  # fused, the order of sums is another
 
 
 def test_a_saved_optimizer_goes_on_bit_for_bit() -> None:

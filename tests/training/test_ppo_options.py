@@ -288,7 +288,7 @@ def test_a_lora_run_leaves_a_merged_policy_and_an_adapter_for_its_base(make: Mak
 
 
 def test_the_kl_budget_goes_back_to_an_adapter_within_it(make: Make) -> None:
-    root = make(iterations=30, learning_rate=0.05, beta=0.0, kl_budget=0.4, schedule="constant", **LORA)
+    root = make(iterations=60, learning_rate=0.01, beta=0.0, kl_budget=0.4, schedule="constant", **LORA)
     train(opened(root))
     result = json.loads((root / "result.json").read_text())["metrics"]
     assert result["stopped_by"] == "kl_budget"

@@ -83,7 +83,7 @@ def test_the_critics_start_predicts_the_score_of_the_whole_answer(make_run: Make
     values = {}
     for text in (GOOD, BAD):
         ids = torch.tensor([[*prompt, *encode_completion(tokenizer, text)]])
-        values[text] = model.token_values(ids, torch.ones_like(ids))[0, -4].item()
+        values[text] = model.values_at(ids, torch.tensor([0]), torch.tensor([ids.shape[1] - 4])).item()
     assert values[GOOD] > values[BAD]
 
 

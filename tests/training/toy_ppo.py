@@ -35,9 +35,8 @@ class EvenTokens(nn.Module):
         even = ((input_ids % 2 == 0) & completion_mask.bool()).sum(1)
         return even / completion_mask.sum(1)
 
-    def token_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        values: Tensor = self.head(hidden)[..., 0]
+    def values_at(self, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        values: Tensor = self.head(self.backbone(input_ids=ids).last_hidden_state[row, position])[..., 0]
         return values
 
 
