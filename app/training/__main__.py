@@ -116,11 +116,11 @@ def _log_to(root: Path) -> None:
 
 
 def _tell_apart(world: World) -> None:
-    """Of several processes each names itself in the log, and all but the main one say warnings only."""
+    """Of several processes each names itself in the log, and all but the main one say errors only: the rest would be said twice."""
     if world.size > 1:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s process {world.rank}: %(message)s"))
-        logging.getLogger().setLevel(logging.INFO if world.main else logging.WARNING)
+        logging.getLogger().setLevel(logging.INFO if world.main else logging.ERROR)
 
 
 if __name__ == "__main__":

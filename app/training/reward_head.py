@@ -86,7 +86,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
 
     model.eval()
     answers, anchors = (read_all(run, model, some).mean(0) for some in (data.answers, data.anchors))
-    eta_value = float(nn.functional.softplus(threshold)) if learns_ties else None
+    eta_value = float(nn.functional.softplus(threshold.detach())) if learns_ties else None
     log_step(run, total, "evaluate", data, answers, eta_value)
     calibration = calibration_of(data.train, answers, foreseen, units, config)
     finish(run, model, policy.tokenizer, data, Scored(answers, anchors, eta_value, calibration), {"kind": "head"})
