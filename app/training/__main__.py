@@ -73,14 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as failure:
         error = explain(failure)
         logger.error("%s %s", error.message, error.mend, exc_info=None if isinstance(failure, RunFailure) else failure)
-        world.fail(FAILED, partial(_say, run, directory, error))
+        world.fail(FAILED, error.model_dump_json(), partial(_say, run, directory))
         return FAILED
     logger.info("finished: %s", directory.final)
     world.leave()
     return FINISHED
 
 
-def _say(run: Run[Any] | None, directory: RunDir, error: RunError) -> None:
+def _say(run: Run[Any] | None, directory: RunDir, cause: str) -> None:
+    error = RunError.model_validate_json(cause)
     if run is not None:
         run.fail(error)
     elif directory.root.is_dir():
@@ -116,7 +117,8 @@ def _log_to(root: Path) -> None:
 
 
 def _tell_apart(world: World) -> None:
-    """Of several processes each names itself in the log, and all but the main one say errors only: the rest would be said twice."""
+    """Of several processes each names itself in the log; but for the main one they say errors only, for all find the
+    same to say."""
     if world.size > 1:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s process {world.rank}: %(message)s"))

@@ -36,7 +36,7 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another that is alive and says nothing. One that ended is noticed at once."""
 BUCKET = 1 << 24
 """Numbers summed at once, 64 MiB in fp32: few messages, and little memory beside the gradients."""
-_CLAIM_WAIT = timedelta(seconds=10)
+_WRITING = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,9 @@ class World:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 gradients.append(parameter.grad)
         for bucket in buckets(gradients):
+            if len(bucket) == 1 and bucket[0].is_contiguous():
+                self.total(bucket[0])
+                continue
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             self.total(flat)
             for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
@@ -156,17 +159,22 @@ class World:
             longest = max(int(length) for length in lengths)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(texts, torch.cat([text, torch.zeros(longest - len(text), dtype=torch.uint8)]))
-        return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, lengths, strict=True)]
+        return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
     def require_same(self, what: str, value: Any) -> None:
         """RunFailure `config` where processes differ in what they must have in common."""
-        if any(other != value for other in self.gather(value)):
+        every = self.gather(value)
+        if any(other != every[0] for other in every):
             mend = "Give every process the same run directory, on machines of the same kind."
             raise RunFailure("config", f"The processes of the run do not have the same {what}.", mend)
 
-    def wait(self) -> None:
-        """Until all are here."""
-        self.gather(None)
+    def wait_for_main(self) -> None:
+        """Until the main process has come here, too. It needs nobody any more, and goes on whoever is gone."""
+        try:
+            self.gather(None)
+        except RunFailure:
+            if not self.main:
+                raise
 
     # ---- ending ------------------------------------------------------------------------------------------------
 
@@ -175,25 +183,29 @@ class World:
         if self.size > 1:
             dist.destroy_process_group()
 
-    def fail(self, code: int, write: Callable[[], None]) -> None:
-        """Let the first process that failed write why, and of several processes end this one at once, with `code`.
+    def fail(self, code: int, cause: str, write: Callable[[str], None]) -> None:
+        """Write the cause that the first process to fail gave; where there are several, end this one at once by `code`.
 
-        The others fail because of it: their connection closes, or the launcher ends them. A process that never waits
-        for them again cannot hang.
+        The others fail because of it: their connection closes, or the launcher ends them. What they say then is no
+        cause. A process that waits for nobody any more cannot hang.
         """
         if self._store is None:
-            write()
+            write(cause)
             return
         try:
-            if self._store.add("failed", 1) == 1:
-                write()
+            first = self._store.add("failed", 1) == 1
+            if first:
+                self._store.set("cause", cause)
+            if first or self.main:
+                # Both: the main process may be stuck, and the other on a machine that does not see the directory.
+                write(self._store.get("cause").decode())
                 self._store.set("written", "yes")
             else:
                 # The launcher ends the rest as soon as one is gone; the words must be on disk by then.
-                self._store.wait(["written"], _CLAIM_WAIT)
+                self._store.wait(["written"], _WRITING)
         except (RuntimeError, ValueError):  # whoever keeps the store is gone
             if self.main:
-                write()
+                write(cause)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

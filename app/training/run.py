@@ -227,13 +227,13 @@ class Run(Generic[C]):
             step = self._pace[-1][0] if self._pace else 0
             self._end(RunResult(status="finished", step=step, metrics=dict(metrics)))
             shutil.rmtree(self.dir.checkpoints, ignore_errors=True)
-        self.world.wait()
+        self.world.wait_for_main()
 
     def cancelled(self, step: int) -> None:
         """Write the result of a run that stopped because it was asked to."""
         if self.world.main:
             self._end(RunResult(status="cancelled", step=step, metrics={}))
-        self.world.wait()
+        self.world.wait_for_main()
 
     def fail(self, error: RunError) -> None:
         """Write error.json."""
