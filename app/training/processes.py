@@ -15,6 +15,7 @@ budget) is decided once, for all. `torchrun` and `accelerate launch` start the p
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -253,7 +254,8 @@ def _others() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        message = f"Another process of the run ended or does not answer: {reason}"
+        # gloo says where in its own source, then why, then what usually helps.
+        reason = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
+        message = f"Another process of the run ended or does not answer: {reason or type(error).__name__}."
         mend = "Its own lines in the log say why. Start the run again: it goes on from the newest checkpoint."
         raise RunFailure("internal", message, mend) from error

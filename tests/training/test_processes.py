@@ -280,9 +280,14 @@ def test_more_processes_than_rows_are_the_same_as_one(runs_of: Callable[..., lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "ppo"])
 def test_a_killed_run_of_two_processes_ends_with_the_same_bits(runs_of: Callable[..., list[Path]], kind: str) -> None:
-    whole, killed = runs_of(kind, ["whole", "killed"], epochs=4)
+    model, more = None, {"epochs": 4}
+    if kind == "ppo":
+        [judge] = runs_of("reward", ["judge"])
+        assert ended(launch(1, train, judge)) == [0]
+        model, more = str(judge / "final"), {"iterations": 5}
+    whole, killed = runs_of(kind, ["whole", "killed"], model, **more)
     assert ended(launch(2, train, whole)) == [0, 0]
     kill_after(launch(2, train, killed), killed, 2)
     assert ended(launch(2, train, killed)) == [0, 0]
