@@ -36,6 +36,9 @@ class TrainConfig(Config):
     threads: int = Field(0, ge=0, description="CPU threads of the training process; 0 leaves it to torch.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
 
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where it computes; auto: on the GPU where there is one, else on the CPU."
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the matrix products inside a model; weights, losses and heads stay in fp32."
     )

@@ -96,6 +96,10 @@ class AdapterValue:
         raw: Tensor = self._head(hidden.float())[..., 0]
         return (raw - self._offset) * self._scale
 
+    def modules(self) -> list[nn.Module]:
+        """What is this function's alone."""
+        return [self._head]
+
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """What learns."""
         return [*self._head.named_parameters("head"), *factors(self._backbone, self._adapter).items()]

@@ -25,9 +25,10 @@ from app.training.dpo_data import Judgments, parts, read_judgments, row_logprobs
 from app.training.dpo_losses import pair_figures, pair_losses
 from app.training.dpo_report import Report
 from app.training.failures import Cancelled, RunFailure
-from app.training.models import freeze, learning, load_state, prepare, state_of
+from app.training.models import freeze, learning, load_state, place, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import Shuffler
+from app.training.processes import ALONE, World
 from app.training.reward_losses import Pairs
 from app.training.run import Run
 
@@ -90,8 +91,9 @@ def train(run: Run[DPOConfig]) -> None:
         left = data.train.count - (step - 1) % per_epoch * config.batch_size
         pairs = data.train.of(order.take(min(config.batch_size, left)))
         optimizer.zero_grad()
-        figures = gradient(learner, pairs, config)
+        figures = gradient(learner, pairs, config, run.world)
         run.require_finite(step, loss=figures["loss"])
+        run.world.sum_gradients(optimizer.parameters)
         factor = lr_factor(step - 1, total, round(config.warmup_share * total), config.schedule, config.schedule_floor)
         norm = optimizer.step(config.gradient_clip, factor)
         tokens += figures.pop("tokens")
@@ -112,13 +114,14 @@ def train(run: Run[DPOConfig]) -> None:
     run.finish(lambda folder: save_policy(folder, *policy), result)
 
 
-def gradient(learner: Learner, pairs: Pairs, config: DPOConfig) -> dict[str, float]:
-    """Leave the gradient of the loss of a batch in the policy; its figures, the same whatever the micro-batch."""
+def gradient(learner: Learner, pairs: Pairs, config: DPOConfig, world: World = ALONE) -> dict[str, float]:
+    """Leave this process's part of the gradient of the loss of a batch in the policy; the whole batch's figures, the
+    same whatever the micro-batch."""
     weight = float(pairs.weight.sum())
     better = torch.where(pairs.tied, 0.0, pairs.weight)
     better_tokens = float((better * learner.lengths[pairs.first]).sum())
     figures: dict[str, float] = defaultdict(float)
-    for part in parts(learner.data, pairs, config.micro_batch_size):
+    for part in parts(learner.data, pairs.where(world.mine(pairs.judgment)), config.micro_batch_size):
         rows = [learner.data.rows[i] for i in part.rows]
         logprobs = row_logprobs(learner.model, rows, learner.pad_id, 2 * config.micro_batch_size)
         ratios, lengths = logprobs - learner.reference[part.rows], learner.lengths[part.rows]
@@ -133,7 +136,7 @@ def gradient(learner: Learner, pairs: Pairs, config: DPOConfig) -> dict[str, flo
         sums |= {"loss": float(loss.detach()), "nll": float(likelihood.detach()), "tokens": sum(map(len, rows))}
         for name, value in sums.items():
             figures[name] += value
-    return means(figures)
+    return means(world.sum(figures))
 
 
 def means(figures: dict[str, float]) -> dict[str, float]:
@@ -150,6 +153,7 @@ def open_policies(run: Run[DPOConfig]) -> tuple[Policy, Path]:
     policy = load_policy(folder)
     policy.model.eval().requires_grad_(True)
     prepare(policy.model, run.config, run.spec.seed)  # a new adapter changes nothing yet: this is the reference still
+    place(policy.model, run.device)
     return policy, run.folder(run.spec.reference or str(folder), "reference policy")
 
 
@@ -158,20 +162,20 @@ def reference_logprobs(run: Run[DPOConfig], policy: Policy, data: Judgments, tot
     reference = policy
     if run.spec.reference is not None:
         reference = load_policy(run.folder(run.spec.reference, "reference policy"))
-        freeze(reference.model, run.config)
+        place(freeze(reference.model, run.config), run.device)
         if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             mend = "Name a reference with the same tokenizer, usually the policy itself."
             raise RunFailure("config", "The reference reads other tokens than the policy writes.", mend)
-    read: list[Tensor] = []
+    pad_id, most = int(policy.tokenizer.pad_token_id), 2 * run.config.micro_batch_size
+    read: list[float] = []
     for start in range(0, len(data.rows), READ_ROWS):
         run.progress(0, total, "reading the reference")
         if run.should_stop():
             raise Cancelled(0)
         some = data.rows[start : start + READ_ROWS]
         with torch.no_grad():
-            pad_id = int(policy.tokenizer.pad_token_id)
-            read.append(row_logprobs(reference.model, some, pad_id, 2 * run.config.micro_batch_size))
-    logprobs = torch.cat(read)
+            read += run.world.spread(some, lambda mine: row_logprobs(reference.model, mine, pad_id, most).tolist())
+    logprobs = torch.tensor(read)
     if not bool(logprobs.isfinite().all()):
         mend = "Check the checkpoint that the run starts from: its weights hold NaN, or overflow."
         raise RunFailure("data", "The reference gives some answers a probability that is no number.", mend)

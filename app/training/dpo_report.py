@@ -1,10 +1,12 @@
 """What DPO made of the policy: held-out judgments, the KL from the reference on fixed prompts, answers to read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from app.core.agreement import wilson
 from app.core.configs import DPOConfig, SamplingSettings
@@ -12,11 +14,11 @@ from app.core.errors import Invalid
 from app.core.vocabulary import FinishReason, Split
 from app.policy.chat import decode, encode_prompts
 from app.policy.checkpoint import Policy, load_policy, stop_ids
-from app.policy.engine import Generation, generate
+from app.policy.engine import generate
 from app.training.dpo_data import Judgments, Row, Side, row_logprobs
 from app.training.dpo_losses import pair_figures, pair_losses
 from app.training.failures import RunFailure
-from app.training.models import freeze
+from app.training.models import freeze, place
 from app.training.order import derived_seed
 from app.training.run import Run
 
@@ -31,6 +33,13 @@ class Judged(NamedTuple):
     figures: dict[str, float]
     right: float
     strict: int
+
+
+class Answer(NamedTuple):
+    """Token ids of a sampled answer, and whether it was cut at `max_tokens`."""
+
+    ids: list[int]
+    cut: bool
 
 
 class Report:
@@ -52,7 +61,7 @@ class Report:
         """Answers to the first of the fixed prompts, into the run's samples."""
         shown = self._run.config.sample_prompts
         for (name, _), answer in zip(self._prompts[:shown], self._answers(shown), strict=True):
-            self._run.sample(step, name, decode(self._policy.tokenizer, answer.token_ids))
+            self._run.sample(step, name, decode(self._policy.tokenizer, answer.ids))
 
     def look(self, step: int) -> tuple[Judged, dict[str, float]]:
         """Log the held-out judgments under TRL's names, and the answers to the fixed prompts."""
@@ -78,14 +87,13 @@ class Report:
     def answered(self) -> dict[str, float]:
         """KL from the reference (k1, nats per sequence), length in tokens and cut share of answers to the prompts."""
         answers = self._answers(len(self._prompts))
-        rows = [Row(ids, a.token_ids) for (_, ids), a in zip(self._prompts, answers, strict=True)]
-        with torch.no_grad():
-            here = row_logprobs(self._policy.model, rows, self._pad, self._most)
-            there = row_logprobs(freeze(load_policy(self._folder).model, self._run.config), rows, self._pad, self._most)
+        rows = [Row(ids, a.ids) for (_, ids), a in zip(self._prompts, answers, strict=True)]
+        reference = place(freeze(load_policy(self._folder).model, self._run.config), self._run.device)
+        here, there = (self._logprobs(model, rows) for model in (self._policy.model, reference))
         return {
             "kl": float((here - there).mean()),
-            "length": sum(len(a.token_ids) for a in answers) / len(answers),
-            "truncated_share": sum(a.finish is FinishReason.LENGTH for a in answers) / len(answers),
+            "length": sum(len(a.ids) for a in answers) / len(answers),
+            "truncated_share": sum(a.cut for a in answers) / len(answers),
         }
 
     def result(self, step: int) -> dict[str, float | int | str | None]:
@@ -111,17 +119,29 @@ class Report:
         """Log-ratios and log-probabilities [N]; of answers that no pair of the side points to, the reference's."""
         used = torch.cat([side.pairs.first, side.pairs.second]).unique()
         logprobs = self._reference.clone()
-        with torch.no_grad():
-            rows = [self._data.rows[i] for i in used.tolist()]
-            logprobs[used] = row_logprobs(self._policy.model, rows, self._pad, self._most)
+        logprobs[used] = self._logprobs(self._policy.model, [self._data.rows[i] for i in used.tolist()])
         return logprobs - self._reference, logprobs
 
-    def _answers(self, count: int) -> list[Generation]:
+    @torch.no_grad()
+    def _logprobs(self, model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+        """Of each row, [n]; each process reads its share."""
+        return torch.tensor(
+            self._run.world.spread(rows, lambda some: row_logprobs(model, some, self._pad, self._most).tolist())
+        )
+
+    def _answers(self, count: int) -> list[Answer]:
+        """To the first prompts, in order; each process samples its share."""
         model, tokenizer = self._policy
-        prompts = [ids for _, ids in self._prompts[:count]]
-        seeds = [derived_seed(self._run.spec.seed, "fixed", row) for row in range(len(prompts))]
         sampling = SamplingSettings(max_tokens=self._run.config.max_tokens)
-        return generate(model, prompts, seeds, sampling, stop_ids(model, tokenizer), self._pad)
+
+        def sample(rows: Sequence[tuple[list[int], int]]) -> list[tuple[list[int], bool]]:
+            prompts, seeds = [prompt for prompt, _ in rows], [seed for _, seed in rows]
+            found = generate(model, prompts, seeds, sampling, stop_ids(model, tokenizer), self._pad)
+            return [(answer.token_ids, answer.finish is FinishReason.LENGTH) for answer in found]
+
+        prompts = [ids for _, ids in self._prompts[:count]]
+        rows = [(ids, derived_seed(self._run.spec.seed, "fixed", row)) for row, ids in enumerate(prompts)]
+        return [Answer(ids, cut) for ids, cut in self._run.world.spread(rows, sample)]
 
     def _fixed_prompts(self) -> list[tuple[str, list[int]]]:
         """Ids and token ids of the first held-out prompts (train ones where there are none) with room for an answer."""

@@ -75,7 +75,8 @@ class Experience:
 def read(
     batch: Batch, policy: PreTrainedModel, reference: PreTrainedModel, judge: Judge, config: PPOConfig
 ) -> Experience:
-    """Read a batch with the three networks, each in the same micro-batches, logits divided by the temperature.
+    """Read a batch with the three networks, each in the same micro-batches, logits divided by the temperature. Every
+    process reads its share and gets the whole.
 
     The reference may be the policy's own model: it is read without adapters.
     """
@@ -90,5 +91,7 @@ def read(
             reference_logprobs[micro.row, micro.time] = read_answers(reference, micro, config.temperature).logprobs
         judgement = judge(micro)
         scores[micro.rows], spread[micro.rows] = judgement.scores.float(), judgement.spread.float()
+    for seen_by_all in (logprobs, entropy, reference_logprobs, scores, spread):
+        batch.world.total(seen_by_all)
     scores = score_with_penalty(scores, batch.ended, config.missing_eos_penalty)
     return Experience(batch, logprobs, entropy, reference_logprobs, scores, spread if judge.members > 1 else None)

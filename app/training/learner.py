@@ -42,6 +42,7 @@ class Learner:
     def __init__(self, run: Run[PPOConfig]) -> None:
         config = run.config
         self._config, self._seed = config, run.spec.seed
+        self.world = run.world
         networks = open_networks(run)
         self.policy, self.tokenizer, self.reference = networks.policy, networks.tokenizer, networks.reference
         self.judge, self.value = networks.judge, networks.value
@@ -93,13 +94,14 @@ class Learner:
             micro_batch_size=self._config.micro_batch_size,
             generator=generator,
             device=self.policy.device,
+            world=self.world,
         )
         return read(batch, self.policy, self.reference, self.judge, self._config)
 
     def evaluate(self) -> dict[str, float]:
         """The policy on the fixed held-out prompts (train ones where there are none), always from the same seeds."""
         episodes = self._answers(self._fixed, self._fixed_seeds(len(self._fixed)))
-        return self.read(episodes, 1, torch.Generator().manual_seed(0)).summary()
+        return self.world.agreed(self.read(episodes, 1, torch.Generator().manual_seed(0)).summary())
 
     def log_samples(self, run: Run[PPOConfig], step: int) -> None:
         """Answers to the first of the fixed prompts, with their scores, into the run's samples."""
@@ -146,15 +148,22 @@ class Learner:
             self.demonstrations.load_state_dict(state["demonstrations"])
 
     def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Episode]:
-        return sample(
-            self.policy,
-            [prompt.ids for prompt in prompts],
-            seeds,
-            temperature=self._config.temperature,
-            max_tokens=self._config.max_tokens,
-            stops=stop_ids(self.policy, self.tokenizer),
-            pad_id=int(self.tokenizer.pad_token_id),
-        )
+        """One episode a prompt, in order; each process samples its share, and gets all."""
+
+        def answers(rows: Sequence[tuple[list[int], int]]) -> list[tuple[list[int], list[int], bool, list[float]]]:
+            episodes = sample(
+                self.policy,
+                [ids for ids, _ in rows],
+                [seed for _, seed in rows],
+                temperature=self._config.temperature,
+                max_tokens=self._config.max_tokens,
+                stops=stop_ids(self.policy, self.tokenizer),
+                pad_id=int(self.tokenizer.pad_token_id),
+            )
+            return [(e.prompt, e.answer, e.ended, e.sampler_logprobs) for e in episodes]
+
+        rows = [(prompt.ids, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return [Episode(*row) for row in self.world.spread(rows, answers)]
 
     def _fixed_seeds(self, count: int) -> list[int]:
         return [derived_seed(self._seed, "fixed", row) for row in range(count)]

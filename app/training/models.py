@@ -1,8 +1,8 @@
 """What every training loop does with a model that it has loaded: precision, recomputation, LoRA, and its state.
 
     model, tokenizer = load_policy(folder)
-    prepare(model, config, run.spec.seed)            # in place; then the model is called as ever
-    reference = freeze(load_policy(folder).model, config)
+    place(prepare(model, config, run.spec.seed), run.device)   # in place; then the model is called as ever
+    reference = place(freeze(load_policy(folder).model, config), run.device)
     optimizer = MuonAdamW(learning(model), ...)      # with LoRA the adapter alone
 
     run.end_step(..., lambda: {"model": state_of(model), ...})
@@ -21,7 +21,7 @@ and is computed outside of the body, in fp32.
 from collections.abc import Mapping
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from app.training.failures import RunFailure
 from app.training.order import derived_seed
 
 POLICY = "policy"
+M = TypeVar("M", bound=nn.Module)
 
 
 def prepare(model: PreTrainedModel, config: TrainConfig, seed: int, *, adapter: str = POLICY) -> PreTrainedModel:
@@ -63,6 +64,13 @@ def freeze(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
     model.eval().requires_grad_(False)
     if config.precision == "bf16":
         lower_frozen(model)
+    return model
+
+
+def place(model: M, device: torch.device) -> M:
+    """Move a model to where a run computes; the same model, with the same parameters."""
+    module: nn.Module = model  # transformers' own `to` is not typed
+    module.to(device)
     return model
 
 

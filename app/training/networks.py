@@ -36,6 +36,7 @@ from app.training.models import (
     POLICY,
     freeze,
     new_adapter,
+    place,
     prepare,
     prepare_passes,
     recompute_layers,
@@ -70,7 +71,7 @@ def open_networks(run: Run[PPOConfig]) -> Networks:
     folder = run.folder(run.spec.policy, "policy")
     reference_folder = run.folder(run.spec.reference or str(folder), "reference policy")
     reward_folder = run.folder(run.spec.reward_model, "reward model")
-    _check_memory(config, folder, reference_folder, reward_folder)
+    _check_memory(run, folder, reference_folder, reward_folder)
     policy, tokenizer = load_policy(folder)
     policy.eval().requires_grad_(True)
     if config.lora_rank and reference_folder.samefile(folder):
@@ -86,6 +87,9 @@ def open_networks(run: Run[PPOConfig]) -> Networks:
     if config.ensemble_penalty and judge.members == 1:
         mend = "Train a reward model with members above 1, or set ensemble_penalty to 0."
         raise RunFailure("config", "ensemble_penalty needs a reward model of several members; this one has one.", mend)
+    # All of them start on the CPU, so that the same numbers stand in them wherever they go.
+    for network in (policy, reference, reward, *value.modules()):
+        place(network, run.device)
     return Networks(policy, tokenizer, reference, judge, value)
 
 
@@ -164,7 +168,8 @@ def body_of(model: nn.Module) -> PreTrainedModel:
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
-def _check_memory(config: PPOConfig, folder: Path, reference: Path, reward: Path) -> None:
+def _check_memory(run: Run[PPOConfig], folder: Path, reference: Path, reward: Path) -> None:
+    config = run.config
     policy, judge = stored_parameters(folder), stored_parameters(reward)
     needs = {"reward model": judge * WEIGHT}
     if config.lora_rank:
@@ -179,4 +184,6 @@ def _check_memory(config: PPOConfig, folder: Path, reference: Path, reward: Path
         )
         needs["value function with gradient and optimizer"] = trained(judge, moments=moments)
     mend = "Set lora_rank, which trains small adapters on shared weights, or take a machine with more memory."
-    require_memory(needs, torch.device("cpu"), mend)
+    # The processes of a machine share its memory; on a GPU each has its own.
+    sharing = run.world.local_size if run.device.type == "cpu" else 1
+    require_memory({what: size * sharing for what, size in needs.items()}, run.device, mend)

@@ -65,6 +65,11 @@ class MuonAdamW:
             self._optimizers.append((hidden, muon_lr))
         self.updates = 0
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns, in the order in which it was given."""
+        return list(self._params.values())
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for optimizer, _ in self._optimizers:

@@ -57,8 +57,9 @@ def train(run: Run[PPOConfig]) -> None:
         run.require_finite(iteration, logprobs=float(seen.logprobs.sum()), values=float(values.sum()))
 
         # Budget: a policy that went too far learns no more, and the last one within the budget is what is left.
+        sequence_kl = run.world.agreed(seen.sequence_kl)
         if config.kl_budget is not None:
-            if seen.sequence_kl > config.kl_budget:
+            if sequence_kl > config.kl_budget:
                 over_budget = True
                 run.log(iteration, "stop", **seen.metrics(learner.beta.value))
                 break
@@ -91,7 +92,7 @@ def train(run: Run[PPOConfig]) -> None:
             )
         if iteration % config.sample_every == 0 or iteration == total:
             learner.log_samples(run, iteration)
-        learner.beta.update(seen.sequence_kl)
+        learner.beta.update(sequence_kl)
         run.end_step(iteration, total, "sampling", learner.state_dict)
 
     finish(run, learner, iteration, over_budget)
@@ -126,6 +127,7 @@ def update(
             minibatch = batch.minibatches[index]
             figures = value_gradient(learner, minibatch, targets, config)
             run.require_finite(iteration, **figures)
+            run.world.sum_gradients(learner.value_optimizer.parameters)
             figures["value/grad_norm"] = learner.value_optimizer.step(config.gradient_clip, factor)
             if policy_learns:
                 figures |= policy_gradient(learner, minibatch, targets, config)
@@ -135,6 +137,7 @@ def update(
             if policy_learns:
                 figures |= demonstration_gradient(learner, config)
                 run.require_finite(iteration, **figures)
+                run.world.sum_gradients(learner.policy_optimizer.parameters)
                 figures["policy/grad_norm"] = learner.policy_optimizer.step(config.gradient_clip, factor)
             for name, value in figures.items():
                 seen[name].append(value)
@@ -149,7 +152,10 @@ def update(
 
 
 def policy_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, config: PPOConfig) -> dict[str, float]:
-    """Leave the gradient of the clipped objective, a mean over the minibatch's tokens, in the policy."""
+    """Leave the gradient of the clipped objective, a mean over the minibatch's tokens, in the policy.
+
+    Here as below it is this process's part of the gradient, and the figures are the whole minibatch's.
+    """
     learner.policy_optimizer.zero_grad()
     parts = []
     for micro in minibatch.micro:
@@ -165,14 +171,15 @@ def policy_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, co
         )
         part.loss.backward()
         parts.append([float(figure.detach()) for figure in part])
-    loss, clip_share, approx_kl, ratio, errors = zip(*parts, strict=True)
-    return {
+    loss, clip_share, approx_kl, ratio, errors = zip(*parts, strict=True) if parts else ((),) * 5
+    figures = {
         "loss/policy_avg": sum(loss),
         "policy/clipfrac_avg": sum(clip_share),
         "policy/approxkl_avg": sum(approx_kl),
         "val/ratio": sum(ratio),
-        "policy/ratio_error": max(errors),
+        "policy/ratio_error": max(errors, default=0.0),
     }
+    return learner.world.sum(figures, largest=["policy/ratio_error"])
 
 
 def demonstration_gradient(learner: Learner, config: PPOConfig) -> dict[str, float]:
@@ -181,7 +188,7 @@ def demonstration_gradient(learner: Learner, config: PPOConfig) -> dict[str, flo
         return {}
     rows = learner.demonstrations.take(config.batch_size // config.minibatches)
     pad_id = int(learner.tokenizer.pad_token_id)
-    return ptx_gradient(learner.policy, rows, config.ptx_weight, config.micro_batch_size, pad_id)
+    return ptx_gradient(learner.policy, rows, config.ptx_weight, config.micro_batch_size, pad_id, learner.world)
 
 
 def value_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, config: PPOConfig) -> dict[str, float]:
@@ -200,8 +207,8 @@ def value_gradient(learner: Learner, minibatch: Minibatch, targets: Targets, con
         )
         part.loss.backward()
         parts.append([float(figure.detach()) for figure in part])
-    loss, clip_share = zip(*parts, strict=True)
-    return {"loss/value_avg": sum(loss), "val/clipfrac_avg": sum(clip_share)}
+    loss, clip_share = zip(*parts, strict=True) if parts else ((), ())
+    return learner.world.sum({"loss/value_avg": sum(loss), "val/clipfrac_avg": sum(clip_share)})
 
 
 def finish(run: Run[PPOConfig], learner: Learner, iteration: int, over_budget: bool) -> None:

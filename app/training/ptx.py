@@ -17,6 +17,7 @@ from app.core.vocabulary import Split
 from app.policy.chat import encode_completion, encode_prompts
 from app.training.failures import RunFailure
 from app.training.order import Shuffler, derived_seed
+from app.training.processes import ALONE, World
 from app.training.rollout import Batch, Episode, read_answers
 
 logger = logging.getLogger("pairwright.training")
@@ -59,10 +60,16 @@ class Demonstrations:
 
 
 def ptx_gradient(
-    policy: PreTrainedModel, demonstrations: Sequence[Episode], weight: float, micro_batch_size: int, pad_id: int
+    policy: PreTrainedModel,
+    demonstrations: Sequence[Episode],
+    weight: float,
+    micro_batch_size: int,
+    pad_id: int,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Add the gradient of weight x loss to the policy: the mean negative log-likelihood of answer tokens, in nats.
 
+    Of several processes each adds its part of the gradient, and gets the whole loss.
     At temperature 1, as in supervised fine-tuning, whatever the rollouts' temperature is.
     """
     batch = Batch(
@@ -72,6 +79,7 @@ def ptx_gradient(
         micro_batch_size=micro_batch_size,
         generator=torch.Generator().manual_seed(0),
         device=policy.device,
+        world=world,
     )
     [minibatch] = batch.minibatches
     total = 0.0
@@ -79,4 +87,4 @@ def ptx_gradient(
         loss = -read_answers(policy, micro, 1.0).logprobs.sum() / minibatch.count
         (weight * loss).backward()
         total += float(loss.detach())
-    return {"loss/ptx_avg": total}
+    return world.sum({"loss/ptx_avg": total})

@@ -31,6 +31,9 @@ def train(run: Run[RewardConfig]) -> None:
     if kind == "probe" and config.pooling == "last":
         message = f"A policy of {parameters / 1e6:.3g} million parameters gets a probe, which reads the whole answer."
         raise RunFailure("config", message, "Leave out pooling=last, or set kind=head.")
+    if kind == "probe" and run.world.size > 1:
+        mend = "Start the run without a launcher, by python -m app.training, or set kind=head."
+        raise RunFailure("config", "A probe is fitted by one process: its features are read once.", mend)
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     data = read_comparisons(records, run.demonstrations(), policy.tokenizer, config, run.spec.seed, context)
     readable = [*data.train.records, *data.heldout.records]

@@ -16,6 +16,7 @@ from app.training.failures import RunFailure
 from app.training.models import load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import Shuffler, derived_seed
+from app.training.processes import ALONE, World
 from app.training.reward_checks import check_scores
 from app.training.reward_data import Answer, Comparisons, Side
 from app.training.reward_fit import drawn
@@ -31,6 +32,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
     threshold = nn.Parameter(torch.tensor(-1.0))  # eta = softplus(threshold)
     learns_ties = config.ties == "rao-kupper" and bool(data.train.pairs.tied.any())
     prepare(model.body, config, seed)
+    model.to(run.device)  # scores, and all that is made of them, are on the CPU
     optimizer = MuonAdamW(
         [*model.body.named_parameters(), ("tie_threshold", threshold)],
         lr=config.learning_rate,
@@ -58,10 +60,11 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         chosen = units[order.take(min(config.batch_size, left))]
         batch = torch.isin(data.train.pairs.unit, chosen).nonzero()[:, 0]
         optimizer.zero_grad()
-        value, margin = backward(model, data, batch, draws, threshold if learns_ties else None, config)
+        value, margin = backward(model, data, batch, draws, threshold if learns_ties else None, config, run.world)
         if step == 1:
             check_scores(margin, "first differences of scores")
         run.require_finite(step, loss=value)
+        run.world.sum_gradients(optimizer.parameters)
         foreseen[batch] = torch.where(foreseeable[batch], margin, foreseen[batch])
         norm = optimizer.step(config.gradient_clip, lr_factor(step - 1, total, int(config.warmup_share * total)))
         if step % config.log_every == 0 or step == total:
@@ -82,10 +85,8 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
         )
 
     model.eval()
-    with torch.no_grad():
-        answers = read(model, data.answers, config.micro_batch_size).mean(0)
-        anchors = read(model, data.anchors, config.micro_batch_size).mean(0)
-    eta_value = float(nn.functional.softplus(threshold)) if learns_ties else None
+    answers, anchors = (read_all(run, model, some).mean(0) for some in (data.answers, data.anchors))
+    eta_value = float(nn.functional.softplus(threshold.detach())) if learns_ties else None
     log_step(run, total, "evaluate", data, answers, eta_value)
     calibration = calibration_of(data.train, answers, foreseen, units, config)
     finish(run, model, policy.tokenizer, data, Scored(answers, anchors, eta_value, calibration), {"kind": "head"})
@@ -126,14 +127,17 @@ def backward(
     draws: Tensor,
     threshold: nn.Parameter | None,
     config: RewardConfig,
+    world: World = ALONE,
 ) -> tuple[float, Tensor]:
-    """Add up the gradient of the loss of train pairs `batch` [B], part by part; the loss, and the margin [B] of each.
+    """Add up this process's part of the gradient of the loss of train pairs `batch` [B], micro-batch by micro-batch;
+    the loss of the whole batch, and the margin [B] of each pair.
 
     `draws` [M, units] says how often each member drew each unit. A threshold for ties is softplus(threshold).
     """
-    loss, margin = 0.0, torch.empty(len(batch))
+    loss, margin = 0.0, torch.zeros(len(batch))
     weight = data.train.pairs.weight[batch].sum()
-    for part in micro_batches(data, batch, config.micro_batch_size):
+    mine = world.mine(data.train.pairs.judgment[batch]).nonzero()[:, 0]
+    for part in (mine[places] for places in micro_batches(data, batch[mine], config.micro_batch_size)):
         pairs = data.train.pairs.where(batch[part])
         rows, place = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
         scores = read(model, [data.answers[i] for i in rows], config.micro_batch_size)
@@ -145,7 +149,7 @@ def backward(
         own.backward()
         loss += float(own.detach())
         margin[part] = (scores[:, here.first] - scores[:, here.second]).detach().mean(0)
-    return loss, margin
+    return world.sum({"loss": loss})["loss"], world.total(margin)
 
 
 def micro_batches(data: Comparisons, batch: Tensor, most: int) -> Iterator[Tensor]:
@@ -161,6 +165,8 @@ def micro_batches(data: Comparisons, batch: Tensor, most: int) -> Iterator[Tenso
         answers.update(two)
         places.append(place)
     rows = set().union(*(answers for answers, _ in judged.values()))
+    if not rows:
+        return
     if len(rows) <= most:
         yield torch.arange(len(batch))
         return
@@ -177,17 +183,26 @@ def micro_batches(data: Comparisons, batch: Tensor, most: int) -> Iterator[Tenso
 
 
 def read(model: HeadReward, answers: Sequence[Answer], micro_batch: int) -> Tensor:
-    """Raw scores of answers by each member, [M, N], in order; like lengths share a forward pass."""
+    """Raw scores of answers by each member, [M, N] on the CPU, in order; like lengths share a forward pass."""
     order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].completion))
     parts = []
     for start in range(0, len(order), micro_batch):
         part = [answers[i] for i in order[start : start + micro_batch]]
-        parts.append(model.members(*pack([a.prompt for a in part], [a.completion for a in part], model.pad_id)))
+        packed = pack([a.prompt for a in part], [a.completion for a in part], model.pad_id)
+        parts.append(model.members(*(tensor.to(model.body.device) for tensor in packed)).cpu())
     if not parts:
         return torch.zeros(model.settings.members, 0)
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return torch.cat(parts, 1)[:, back]
+
+
+@torch.no_grad()
+def read_all(run: Run[RewardConfig], model: HeadReward, answers: Sequence[Answer]) -> Tensor:
+    """The same without a gradient, each process reading its share."""
+    most = run.config.micro_batch_size
+    rows = run.world.spread(answers, lambda some: read(model, some, most).T.tolist())
+    return torch.tensor(rows).reshape(len(answers), model.settings.members).T.contiguous()
 
 
 # ---- what a temperature is fitted on: train judgments that the scores had not seen ----------------------------------

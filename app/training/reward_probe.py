@@ -22,6 +22,7 @@ def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
     """Steps are: one for each batch of answers read, one for each prior tried, one for each Newton step."""
     config, seed = run.config, run.spec.seed
     model = new_probe(policy, data, config)
+    model.language_model.to(run.device)  # what is fitted to its features stays on the CPU
     rows = [*data.answers, *data.anchors]
     # Rows of like length are read together, so that little is padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].completion))
@@ -101,9 +102,11 @@ def read(model: ProbeReward, part: list[Answer], taught: Tensor) -> tuple[Tensor
     """Features [b, D] of answers. Of the last hidden states from which the tokens of those `taught` [b] are predicted,
     with a 1 appended: the sum over each answer [b, H + 1], and the Gram matrix over all [H + 1, H + 1]."""
     ids, _, answer = pack([a.prompt for a in part], [a.completion for a in part], model.pad_id)
+    device = model.language_model.device
     with torch.no_grad():
-        features = model.reader.features(model.language_model, ids, answer)
-        hidden = model.language_model.base_model(input_ids=ids, use_cache=False).last_hidden_state.double()
+        features = model.reader.features(model.language_model, ids.to(device), answer.to(device)).cpu()
+        hidden = model.language_model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    hidden = hidden.cpu().double()
     hidden = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)[:, :-1]
     predicting = (answer[:, 1:] & taught.unsqueeze(1)).unsqueeze(-1)
     tokens = hidden[predicting[..., 0]]

@@ -94,7 +94,8 @@ def finish(
     figures, calibration = report(data, scored)
     unit = {"offset": zero, "scale": scale, "tie_threshold": scored.tie_threshold, "calibration": calibration}
     model.settings = model.settings.model_copy(update=unit)
-    write_file(run.dir.report, tables(data.heldout, scored, data).model_dump_json(indent=1) + "\n")
+    if run.world.main:
+        write_file(run.dir.report, tables(data.heldout, scored, data).model_dump_json(indent=1) + "\n")
     run.finish(lambda folder: save_reward_model(folder, model, tokenizer), figures | more)
 
 

@@ -15,6 +15,7 @@ from app.core.configs import SamplingSettings
 from app.core.vocabulary import FinishReason
 from app.policy.engine import generate
 from app.training.logprobs import Reading, read_tokens
+from app.training.processes import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """The rows of one update, in micro-batches; `count` is its number of real answer tokens."""
+    """The rows of one update that this process reads, in micro-batches; `count` is the number of real answer tokens of
+    the whole update, whoever reads them."""
 
     micro: list[MicroBatch]
     count: int
@@ -65,6 +67,8 @@ class Batch:
     Rows are dealt to minibatches at random; inside one they are sorted by length, so that little is padding. Because
     the cut stays the same through every pass, a row meets the same neighbours in each, and unchanged weights give
     unchanged log-probabilities to the last bit.
+
+    Every process holds all episodes, cuts the same minibatches, and reads its share of the rows of each.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Batch:
         micro_batch_size: int,
         generator: torch.Generator,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
         self.episodes = episodes
+        self.world = world
         lengths = torch.tensor([len(e.answer) for e in episodes], device=device)
         self.mask = torch.arange(int(lengths.max()), device=device) < lengths.unsqueeze(1)
         self.lengths = lengths
@@ -85,9 +91,10 @@ class Batch:
         self.minibatches = []
         for part in torch.randperm(len(episodes), generator=generator).chunk(minibatches):
             rows = sorted(part.tolist(), key=lambda i: (len(episodes[i].prompt) + len(episodes[i].answer), i))
-            cuts = range(0, len(rows), micro_batch_size)
-            micro = [_pack(episodes, rows[i : i + micro_batch_size], pad_id, device) for i in cuts]
-            self.minibatches.append(Minibatch(micro, sum(len(m.token) for m in micro)))
+            mine = world.share(rows)
+            cuts = range(0, len(mine), micro_batch_size)
+            micro = [_pack(episodes, mine[i : i + micro_batch_size], pad_id, device) for i in cuts]
+            self.minibatches.append(Minibatch(micro, sum(len(episodes[i].answer) for i in rows)))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return (micro for minibatch in self.minibatches for micro in minibatch.micro)
@@ -98,7 +105,7 @@ class Batch:
         out = torch.zeros(self.mask.shape, device=self.mask.device)
         for micro in self:
             out[micro.row, micro.time] = read(micro).float()
-        return out
+        return self.world.total(out)
 
     @torch.no_grad()
     def per_row(self, read: Callable[[MicroBatch], Tensor]) -> Tensor:
@@ -106,7 +113,7 @@ class Batch:
         out = torch.zeros(len(self.episodes), device=self.mask.device)
         for micro in self:
             out[micro.rows] = read(micro).float()
-        return out
+        return self.world.total(out)
 
     def sampler_logprobs(self) -> Tensor:
         """What the sampling engine said of its own tokens, [B, T], 0 on padding."""

@@ -11,7 +11,6 @@ A training loop uses it like this:
     run.finish(lambda folder: save_policy(folder, model, tokenizer), {"loss": loss})
 """
 
-import json
 import logging
 import math
 import random
@@ -40,7 +39,10 @@ from app.core.records import (
     RunSpec,
 )
 from app.training.failures import Cancelled, RunFailure, problems
-from app.training.state import State, Tree, load_newest_state, save_state
+from app.training.logs import append, cut_back
+from app.training.order import derived_seed
+from app.training.processes import ALONE, World
+from app.training.state import State, Tree, load_newest_state, load_state_of, save_state
 from app.training.terminal import Terminal
 
 C = TypeVar("C", bound=TrainConfig)
@@ -50,19 +52,25 @@ logger = logging.getLogger("pairwright.training")
 
 
 class Run(Generic[C]):
-    """One run, opened from its directory. `config` is the typed configuration of the run's kind."""
+    """One run, opened from its directory. `config` is the typed configuration of the run's kind.
 
-    def __init__(self, directory: RunDir, spec: RunSpec, config: C) -> None:
+    Several processes may train it together (`world`): all make the same calls, and the main one writes. `device` is
+    where this process computes.
+    """
+
+    def __init__(self, directory: RunDir, spec: RunSpec, config: C, world: World = ALONE) -> None:
         self.dir = directory
         self.spec = spec
         self.config = config
+        self.world = world
+        self.device = world.device(config.device)
         self._stop = False
         self._restored = False
         self._pace: deque[tuple[int, float]] = deque(maxlen=20)
         self._terminal = Terminal()
 
     @staticmethod
-    def open(root: Path | str) -> "Run[Any]":
+    def open(root: Path | str, world: World = ALONE) -> "Run[Any]":
         """Read and check the directory. RunFailure `config` or `data` names what is wrong with it."""
         directory = RunDir(Path(root).resolve())
         spec = _read_spec(directory)
@@ -72,7 +80,9 @@ class Run(Generic[C]):
             mend = "Correct spec.json: the fields of each kind of run stand in docs/training.md."
             raise RunFailure("config", f"The run's configuration is refused: {problems(error)}", mend) from error
         _check_data(directory, spec)
-        return Run(directory, spec, config)
+        run = Run(directory, spec, config, world)
+        world.require_same("specification and kind of device", [spec.model_dump(mode="json"), run.device.type])
+        return run
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -99,9 +109,7 @@ class Run(Generic[C]):
 
     def seed_everything(self) -> None:
         """Seed torch, Python and NumPy from the spec, and ask for deterministic kernels."""
-        random.seed(self.spec.seed)
-        np.random.seed(self.spec.seed % 2**32)
-        torch.manual_seed(self.spec.seed)
+        _seed(self.spec.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, guards nothing here
 
@@ -109,20 +117,26 @@ class Run(Generic[C]):
 
     def log(self, step: int, phase: str, **metrics: float) -> None:
         """Append one row to metrics.jsonl. Steps never decrease. What is not finite is logged as null."""
+        if not self.world.main:
+            return
         values = {name: float(value) for name, value in metrics.items()}
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        _append(self.dir.metrics, {"step": step, "time": time.time(), "phase": phase, **row})
+        append(self.dir.metrics, {"step": step, "time": time.time(), "phase": phase, **row})
 
     def sample(self, step: int, prompt_id: str, completion: str, reward: float | None = None) -> None:
         """Append an answer to a prompt of the fixed set to samples.jsonl."""
+        if not self.world.main:
+            return
         row: dict[str, Any] = {"step": step, "prompt_id": prompt_id, "completion": completion}
-        _append(self.dir.samples, row if reward is None else {**row, "reward": reward})
+        append(self.dir.samples, row if reward is None else {**row, "reward": reward})
 
     def progress(self, step: int, total: int, phase: str) -> None:
         """The heartbeat: replaced atomically, with the time left from the pace of the last steps of this process.
 
         The file appears after `restore` only: who sees it may read along, for the logs are not cut back any more.
         """
+        if not self.world.main:
+            return
         now = time.time()
         if not self._pace or step > self._pace[-1][0]:
             self._pace.append((step, now))
@@ -147,8 +161,8 @@ class Run(Generic[C]):
         self._stop = True
 
     def should_stop(self) -> bool:
-        """Whether somebody asked for a checkpoint and a stop."""
-        return self._stop or self.dir.cancel.exists()
+        """Whether a checkpoint and a stop were asked for, of any of the processes: all call it, and all are told."""
+        return self.world.any(self._stop or self.dir.cancel.exists())
 
     def end_step(self, step: int, total: int, phase: str, state: Callable[[], Mapping[str, Tree]]) -> None:
         """Close a step: heartbeat, a whole checkpoint each `checkpoint_every` steps, and the stop if one was asked for.
@@ -162,41 +176,64 @@ class Run(Generic[C]):
             self.save_checkpoint(step, state())
         if stop:
             raise Cancelled(step)
+        self._draw_apart(step)
 
     def save_checkpoint(self, step: int, state: Mapping[str, Tree]) -> None:
         """Write a whole state. The logged rows up to here reach the disk first, so a restored step is always logged."""
+        if not self.world.main:
+            return
         for path in (self.dir.metrics, self.dir.samples):
             if path.exists():
                 sync(path)
         save_state(self.dir.checkpoints, State(step, dict(state)))
 
     def restore(self) -> State | None:
-        """The newest whole state, None for a fresh start. Logs are cut back to its step; damage is said aloud."""
+        """The newest whole state, None for a fresh start. Logs are cut back to its step; damage is said aloud.
+
+        Every process goes on from the checkpoint that the main one chose.
+        """
+        state = self._newest_state() if self.world.main else None
+        step = self.world.agreed(state.step if state else None)
+        if step is not None and not self.world.main:
+            state = load_state_of(self.dir.checkpoints, step)
+        self._draw_apart(step or 0)
+        self._restored = True
+        return state
+
+    def _newest_state(self) -> State | None:
         restored = load_newest_state(self.dir.checkpoints)
         step = restored.state.step if restored.state else -1
         for path in (self.dir.metrics, self.dir.samples):
-            _cut_back(path, step)
+            cut_back(path, step)
         for message in restored.damaged:
             logger.warning("checkpoint passed over: %s; going on from step %d", message, max(step, 0))
         if restored.damaged:
             self.log(max(step, 0), "restore", **{"checkpoint/damaged": len(restored.damaged)})
         if restored.state:
             logger.info("resumed from step %d", step)
-        self._restored = True
         return restored.state
+
+    def _draw_apart(self, step: int) -> None:
+        """Let the other processes draw (dropout) from streams that seed, rank and step decide: nothing to be saved."""
+        if not self.world.main:
+            _seed(derived_seed(self.spec.seed, "process", self.world.rank, step))
 
     # ---- ending ------------------------------------------------------------------------------------------------
 
     def finish(self, save: Callable[[Path], None], metrics: Mapping[str, float | int | str | None]) -> None:
         """Put what `save(folder)` writes into final/ atomically, then write result.json and drop the checkpoints."""
-        write_folder(self.dir.final, save)
-        step = self._pace[-1][0] if self._pace else 0
-        self._end(RunResult(status="finished", step=step, metrics=dict(metrics)))
-        shutil.rmtree(self.dir.checkpoints, ignore_errors=True)
+        if self.world.main:
+            write_folder(self.dir.final, save)
+            step = self._pace[-1][0] if self._pace else 0
+            self._end(RunResult(status="finished", step=step, metrics=dict(metrics)))
+            shutil.rmtree(self.dir.checkpoints, ignore_errors=True)
+        self.world.wait_for_main()
 
     def cancelled(self, step: int) -> None:
         """Write the result of a run that stopped because it was asked to."""
-        self._end(RunResult(status="cancelled", step=step, metrics={}))
+        if self.world.main:
+            self._end(RunResult(status="cancelled", step=step, metrics={}))
+        self.world.wait_for_main()
 
     def fail(self, error: RunError) -> None:
         """Write error.json."""
@@ -219,6 +256,12 @@ class Run(Generic[C]):
                     mend = "Make the run again from its snapshot, or correct the line."
                     raise RunFailure("data", f"data/{path.name} line {number}: {problems(error)}", mend) from error
         return records
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def write_error(directory: RunDir, error: RunError) -> None:
@@ -247,22 +290,3 @@ def _check_data(directory: RunDir, spec: RunSpec) -> None:
             raise RunFailure("data", f"data/{name} is missing.", mend)
         if sha256_of(path) != expected:
             raise RunFailure("data", f"data/{name} has changed: its SHA-256 is not the one in spec.json.", mend)
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _cut_back(path: Path, step: int) -> None:
-    """Truncate a log in place to its rows up to `step`; a torn last line goes too."""
-    if not path.exists():
-        return
-    keep = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            keep += len(line)
-    with path.open("rb+") as file:
-        file.truncate(keep)

@@ -22,9 +22,10 @@ from app.policy.checkpoint import Policy, embeddings_of, load_policy, save_polic
 from app.policy.engine import generate
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
-from app.training.models import load_state, prepare, state_of
+from app.training.models import load_state, place, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
+from app.training.processes import ALONE, World
 from app.training.run import Run
 from app.training.sft_data import Batch, Example, collate, cuts, encode, plan
 
@@ -58,7 +59,7 @@ def train(run: Run[SFTConfig]) -> None:
     assert tokenizer.pad_token_id is not None
     chosen = recipe(config, new)
     require_lora_makes_sense(config, chosen, new)
-    prepare(model, config, seed)
+    place(prepare(model, config, seed), run.device)
 
     records = run.demonstrations()
     learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, config.max_length)
@@ -94,8 +95,9 @@ def train(run: Run[SFTConfig]) -> None:
     for step in range(first, total + 1):
         rows = [learnt[i] for i in batches[step - 1]]
         weight = 1 + (chosen.copy_weight - 1) * max(0.0, 1 - (step - 1) / (config.copy_weight_share * total))
-        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id)
+        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id, run.world)
         run.require_finite(step, loss=loss)
+        run.world.sum_gradients(optimizer.parameters)
         factor = lr_factor(step - 1, total, config.warmup_steps, config.schedule)
         norm = optimizer.step(config.gradient_clip, factor)
         optimizer.zero_grad()
@@ -153,13 +155,19 @@ def sharpen(model: PreTrainedModel, factor: float) -> None:
 
 
 def _accumulate(
-    model: PreTrainedModel, rows: Sequence[Example], copy_weight: float, micro: int | None, pad_id: int
+    model: PreTrainedModel,
+    rows: Sequence[Example],
+    copy_weight: float,
+    micro: int | None,
+    pad_id: int,
+    world: World = ALONE,
 ) -> tuple[float, float]:
-    """Add the gradient of one update's loss, the same whatever `micro`; the unweighted loss and accuracy."""
+    """Add this process's part of the gradient of one update's loss, the same whatever `micro`; the unweighted loss and
+    accuracy of the whole update."""
     weights = sum(sum(copy_weight if c else 1.0 for c in row.copied) for row in rows)
     count = sum(len(row.completion) for row in rows)
     loss = right = 0.0
-    for some in cuts(rows, micro):
+    for some in cuts(world.share(rows), micro):
         batch = collate(some, pad_id)
         logits, targets = completion_logits(model, batch)
         nll = F.cross_entropy(logits, targets, reduction="none")
@@ -167,7 +175,8 @@ def _accumulate(
         ((nll * scale).sum() / weights).backward()
         loss += nll.detach().sum().item() / count
         right += (logits.detach().argmax(-1) == targets).sum().item() / count
-    return loss, right
+    whole = world.sum({"loss": loss, "right": right})
+    return whole["loss"], whole["right"]
 
 
 def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -197,16 +206,22 @@ def _look(run: Run[SFTConfig], step: int, policy: Policy, held: Sequence[Example
     nll = right = 0.0
     count = 0
     with torch.no_grad():
-        for start in range(0, len(held), run.config.batch_size):
+        for start in run.world.share(range(0, len(held), run.config.batch_size)):
             logits, targets = completion_logits(model, collate(held[start : start + run.config.batch_size], pad_id))
             nll += F.cross_entropy(logits, targets, reduction="sum").item()
             right += (logits.argmax(-1) == targets).sum().item()
             count += len(targets)
-    shown = held[: run.config.sample_prompts]
-    seeds = [derived_seed(run.spec.seed, "sample", i) for i in range(len(shown))]
-    answers = generate(model, [e.prompt for e in shown], seeds, SamplingSettings(), stop_ids(model, tokenizer), pad_id)
-    for example, answer in zip(shown, answers, strict=True):
-        run.sample(step, example.prompt_id, decode(tokenizer, answer.token_ids))
+    whole = run.world.sum({"nll": nll, "right": right, "count": count})
+    nll, right, count = whole["nll"], whole["right"], round(whole["count"])
+
+    def answers(shown: Sequence[tuple[Example, int]]) -> list[list[int]]:
+        prompts, seeds = [example.prompt for example, _ in shown], [seed for _, seed in shown]
+        found = generate(model, prompts, seeds, SamplingSettings(), stop_ids(model, tokenizer), pad_id)
+        return [answer.token_ids for answer in found]
+
+    shown = [(e, derived_seed(run.spec.seed, "sample", i)) for i, e in enumerate(held[: run.config.sample_prompts])]
+    for (example, _), ids in zip(shown, run.world.spread(shown, answers), strict=True):
+        run.sample(step, example.prompt_id, decode(tokenizer, ids))
     model.train()
     run.log(step, "eval", eval_loss=nll / count, eval_mean_token_accuracy=right / count)
     return nll / count

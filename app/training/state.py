@@ -63,21 +63,33 @@ def load_newest_state(folder: Path) -> Restored:
             damaged.append(str(error))
             shutil.rmtree(checkpoint)
             continue
-        values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        tree = _unpack(values, load_file(checkpoint / "state.safetensors"))
-        set_rng_state(tree["rng"])
-        return Restored(State(step=tree["step"], tree=tree["loop"]), damaged)
+        return Restored(_load(checkpoint), damaged)
     return Restored(None, damaged)
 
 
+def load_state_of(folder: Path, step: int) -> State:
+    """The checkpoint of a step, as `load_newest_state` gives it. DamagedFolder where it is missing or not whole."""
+    checkpoint = folder / f"step-{step:06d}"
+    verify_folder(checkpoint)
+    return _load(checkpoint)
+
+
+def _load(checkpoint: Path) -> State:
+    values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    tree = _unpack(values, load_file(checkpoint / "state.safetensors"))
+    set_rng_state(tree["rng"])
+    return State(step=tree["step"], tree=tree["loop"])
+
+
 def rng_state() -> dict[str, Tree]:
-    """The state of every generator that a step may draw from: torch (each device), Python, NumPy."""
+    """The state of every generator that a step may draw from: torch (CPU and this process's GPU), Python, NumPy."""
     version, words, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": [state.cpu() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        # Of this process's own GPU, if it uses one: to ask another would take memory on it.
+        "cuda": [torch.cuda.get_rng_state().cpu()] if torch.cuda.is_initialized() else [],
         "python": [version, list(words), gauss],
         "numpy": {
             "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
@@ -91,8 +103,8 @@ def rng_state() -> dict[str, Tree]:
 def set_rng_state(state: Mapping[str, Tree]) -> None:
     """Put every generator back to a state taken by `rng_state`."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and len(state["cuda"]) == 1:
+        torch.cuda.set_rng_state(state["cuda"][0])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     numpy = state["numpy"]
