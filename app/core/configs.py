@@ -77,6 +77,11 @@ class SFTConfig(TrainConfig):
     max_length: int = Field(
         512, ge=8, description="Longest conversation with its answer, in tokens; longer ones are left out and counted."
     )
+    packing: bool = Field(
+        False,
+        description="Lay the demonstrations of an update end to end in rows of at most max_length tokens, each read as "
+        "if it stood alone: less padding, never another result. micro_batch_size then counts these rows.",
+    )
 
     learning_rate: float | None = Field(
         None, ge=0, description="AdamW's peak learning rate; empty: 3e-3 for a new starter, 2e-5 else."

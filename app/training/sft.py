@@ -25,8 +25,9 @@ from app.training.failures import RunFailure
 from app.training.models import load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
+from app.training.packing import passes, require_packable
 from app.training.run import Run
-from app.training.sft_data import Batch, Example, collate, cuts, encode, plan
+from app.training.sft_data import Batch, Example, collate, encode, plan
 
 PHASE = "train"
 
@@ -58,6 +59,8 @@ def train(run: Run[SFTConfig]) -> None:
     assert tokenizer.pad_token_id is not None
     chosen = recipe(config, new)
     require_lora_makes_sense(config, chosen, new)
+    if config.packing:
+        require_packable(model)
     prepare(model, config, seed)
 
     records = run.demonstrations()
@@ -94,7 +97,8 @@ def train(run: Run[SFTConfig]) -> None:
     for step in range(first, total + 1):
         rows = [learnt[i] for i in batches[step - 1]]
         weight = 1 + (chosen.copy_weight - 1) * max(0.0, 1 - (step - 1) / (config.copy_weight_share * total))
-        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id)
+        room = config.max_length if config.packing else None
+        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id, room)
         run.require_finite(step, loss=loss)
         factor = lr_factor(step - 1, total, config.warmup_steps, config.schedule)
         norm = optimizer.step(config.gradient_clip, factor)
@@ -153,14 +157,18 @@ def sharpen(model: PreTrainedModel, factor: float) -> None:
 
 
 def _accumulate(
-    model: PreTrainedModel, rows: Sequence[Example], copy_weight: float, micro: int | None, pad_id: int
+    model: PreTrainedModel,
+    rows: Sequence[Example],
+    copy_weight: float,
+    micro: int | None,
+    pad_id: int,
+    room: int | None = None,
 ) -> tuple[float, float]:
-    """Add the gradient of one update's loss, the same whatever `micro`; the unweighted loss and accuracy."""
+    """Add the gradient of one update's loss, the same whatever `micro` and `room`; the unweighted loss and accuracy."""
     weights = sum(sum(copy_weight if c else 1.0 for c in row.copied) for row in rows)
     count = sum(len(row.completion) for row in rows)
     loss = right = 0.0
-    for some in cuts(rows, micro):
-        batch = collate(some, pad_id)
+    for batch in passes(rows, micro, room, pad_id):
         logits, targets = completion_logits(model, batch)
         nll = F.cross_entropy(logits, targets, reduction="none")
         scale = torch.where(batch.copied[:, 1:][batch.targets[:, 1:]].to(nll.device), copy_weight, 1.0)
@@ -177,12 +185,13 @@ def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Ten
     """
     device = embeddings_of(model).device
     ids, wanted = batch.ids.to(device), batch.targets[:, 1:].to(device)
+    places = {} if batch.positions is None else {"position_ids": batch.positions.to(device)}
     if type(model) is LlamaForCausalLM:
         # The head is applied to the answer's positions only: a third of the work of a small model.
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        hidden = model.model(input_ids=ids, use_cache=False, **places).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[wanted])
     else:
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wanted]
+        logits = model(input_ids=ids, use_cache=False, **places).logits[:, :-1][wanted]
     return logits.float(), ids[:, 1:][wanted]
 
 

@@ -38,11 +38,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows, all [rows, width]: `targets` marks completion tokens, `copied` those of them that copy."""
+    """Right-padded rows, all [rows, width]: `targets` marks completion tokens, `copied` those of them that copy.
+
+    `positions`, where rows hold several examples, are the tokens' places in their own example.
+    """
 
     ids: Tensor
     targets: Tensor
     copied: Tensor
+    positions: Tensor | None = None
 
 
 def encode(
