@@ -20,8 +20,10 @@ from app.core.vocabulary import Split
 from app.policy.chat import decode
 from app.policy.checkpoint import Policy, embeddings_of, load_policy, save_policy, stop_ids
 from app.policy.engine import generate
+from app.policy.precision import compute_dtype
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
+from app.training.logprobs import CHUNK, head_reading, plain_head
 from app.training.models import load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
@@ -169,13 +171,42 @@ def _accumulate(
     count = sum(len(row.completion) for row in rows)
     loss = right = 0.0
     for batch in passes(rows, micro, room, pad_id):
-        logits, targets = completion_logits(model, batch)
-        nll = F.cross_entropy(logits, targets, reduction="none")
+        nll, hits = answer_nll(model, batch)
         scale = torch.where(batch.copied[:, 1:][batch.targets[:, 1:]].to(nll.device), copy_weight, 1.0)
         ((nll * scale).sum() / weights).backward()
         loss += nll.detach().sum().item() / count
-        right += (logits.detach().argmax(-1) == targets).sum().item() / count
+        right += hits / count
     return loss, right
+
+
+def answer_nll(model: PreTrainedModel, batch: Batch, reduction: str = "none") -> tuple[Tensor, int]:
+    """-log p of all n answer tokens of a batch, [n] in nats, differentiable; and how many were the most likely ones.
+
+    Reduction "sum" gives their sum, [], instead.
+
+    Where their logits would be many, or the model multiplies in bf16, a head that only multiplies is read in chunks.
+    """
+    wanted = batch.targets[:, 1:]
+    many = int(wanted.sum()) * model.config.get_text_config().vocab_size > CHUNK
+    head = plain_head(model) if many or compute_dtype(model) is torch.bfloat16 else None
+    if head is None:
+        logits, targets = completion_logits(model, batch)
+        hits = int((logits.detach().argmax(-1) == targets).sum())
+        return F.cross_entropy(logits, targets, reduction=reduction), hits
+    device = embeddings_of(model).device
+    ids, wanted = batch.ids.to(device), wanted.to(device)
+    hidden = model.base_model(input_ids=ids, use_cache=False, **_places(batch, device)).last_hidden_state[:, :-1][
+        wanted
+    ]
+    tokens, lowered = ids[:, 1:][wanted], compute_dtype(model) is torch.bfloat16
+    best = torch.empty_like(tokens)
+    reading = head_reading(hidden, head.weight, head.bias, tokens, best=best, lowered=lowered, chunk=CHUNK)
+    nll = -reading.logprobs
+    return nll.sum() if reduction == "sum" else nll, int((best == tokens).sum())
+
+
+def _places(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    return {} if batch.positions is None else {"position_ids": batch.positions.to(device)}
 
 
 def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -185,13 +216,12 @@ def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Ten
     """
     device = embeddings_of(model).device
     ids, wanted = batch.ids.to(device), batch.targets[:, 1:].to(device)
-    places = {} if batch.positions is None else {"position_ids": batch.positions.to(device)}
     if type(model) is LlamaForCausalLM:
         # The head is applied to the answer's positions only: a third of the work of a small model.
-        hidden = model.model(input_ids=ids, use_cache=False, **places).last_hidden_state[:, :-1]
+        hidden = model.model(input_ids=ids, use_cache=False, **_places(batch, device)).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[wanted])
     else:
-        logits = model(input_ids=ids, use_cache=False, **places).logits[:, :-1][wanted]
+        logits = model(input_ids=ids, use_cache=False, **_places(batch, device)).logits[:, :-1][wanted]
     return logits.float(), ids[:, 1:][wanted]
 
 
@@ -203,14 +233,15 @@ def _look(run: Run[SFTConfig], step: int, policy: Policy, held: Sequence[Example
     pad_id = tokenizer.pad_token_id
     assert pad_id is not None
     model.eval()
-    nll = right = 0.0
-    count = 0
+    nll = 0.0
+    right = count = 0
     with torch.no_grad():
         for start in range(0, len(held), run.config.batch_size):
-            logits, targets = completion_logits(model, collate(held[start : start + run.config.batch_size], pad_id))
-            nll += F.cross_entropy(logits, targets, reduction="sum").item()
-            right += (logits.argmax(-1) == targets).sum().item()
-            count += len(targets)
+            batch = collate(held[start : start + run.config.batch_size], pad_id)
+            value, hits = answer_nll(model, batch, "sum")
+            nll += value.item()
+            right += hits
+            count += int(batch.targets[:, 1:].sum())
     shown = held[: run.config.sample_prompts]
     seeds = [derived_seed(run.spec.seed, "sample", i) for i in range(len(shown))]
     answers = generate(model, [e.prompt for e in shown], seeds, SamplingSettings(), stop_ids(model, tokenizer), pad_id)
