@@ -7,6 +7,7 @@ A run directory is all that a trainer sees:
     metrics.jsonl    one flat object a logged step: {"step", "time", "phase", name: number, ...}
     progress.json    the heartbeat (Progress), replaced atomically
     samples.jsonl    answers to a fixed prompt set as training goes on: {"step", "prompt_id", "completion", "reward"?}
+    tensorboard/     the same metrics and samples as TensorBoard's event files
     log.txt          what the process printed
     cancel           its presence asks for a checkpoint and a stop
     checkpoints/     whole states to resume from, step-NNNNNN
@@ -176,6 +177,7 @@ class RunDir:
         self.metrics = self.root / "metrics.jsonl"
         self.progress = self.root / "progress.json"
         self.samples = self.root / "samples.jsonl"
+        self.tensorboard = self.root / "tensorboard"
         self.log = self.root / "log.txt"
         self.cancel = self.root / "cancel"
         self.checkpoints = self.root / "checkpoints"

@@ -39,6 +39,7 @@ from app.core.records import (
     RunResult,
     RunSpec,
 )
+from app.training.board import Board
 from app.training.failures import Cancelled, RunFailure, problems
 from app.training.state import State, Tree, load_newest_state, save_state
 from app.training.terminal import Terminal
@@ -60,6 +61,7 @@ class Run(Generic[C]):
         self._restored = False
         self._pace: deque[tuple[int, float]] = deque(maxlen=20)
         self._terminal = Terminal()
+        self._board = Board(directory.tensorboard)
 
     @staticmethod
     def open(root: Path | str) -> "Run[Any]":
@@ -110,13 +112,17 @@ class Run(Generic[C]):
     def log(self, step: int, phase: str, **metrics: float) -> None:
         """Append one row to metrics.jsonl. Steps never decrease. What is not finite is logged as null."""
         values = {name: float(value) for name, value in metrics.items()}
-        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        _append(self.dir.metrics, {"step": step, "time": time.time(), "phase": phase, **row})
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row: dict[str, Any] = {"step": step, "time": time.time(), "phase": phase, **finite}
+        _append(self.dir.metrics, row)
+        self._board.metrics(row)
 
     def sample(self, step: int, prompt_id: str, completion: str, reward: float | None = None) -> None:
         """Append an answer to a prompt of the fixed set to samples.jsonl."""
         row: dict[str, Any] = {"step": step, "prompt_id": prompt_id, "completion": completion}
-        _append(self.dir.samples, row if reward is None else {**row, "reward": reward})
+        row |= {} if reward is None else {"reward": reward}
+        _append(self.dir.samples, row)
+        self._board.sample(row)
 
     def progress(self, step: int, total: int, phase: str) -> None:
         """The heartbeat: replaced atomically, with the time left from the pace of the last steps of this process.
@@ -176,6 +182,7 @@ class Run(Generic[C]):
         step = restored.state.step if restored.state else -1
         for path in (self.dir.metrics, self.dir.samples):
             _cut_back(path, step)
+        self._board.begin(self.dir.metrics, self.dir.samples)
         for message in restored.damaged:
             logger.warning("checkpoint passed over: %s; going on from step %d", message, max(step, 0))
         if restored.damaged:
