@@ -18,6 +18,7 @@ import torch
 
 from app.core.records import RunDir, RunResult
 from app.core.vocabulary import RunKind
+from app.training.environment import record_attempt
 from app.training.failures import Cancelled, RunFailure, explain
 from app.training.run import Run, write_error
 
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         logger.info(
             "%s run %s, seed %d, %d threads", run.spec.kind, run.spec.run_id, run.spec.seed, torch.get_num_threads()
         )
+        record_attempt(run.dir, run.spec.seed)
         _trainer(run.spec.kind)(run)
     except Cancelled as stop:
         assert run is not None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from app.training.environment import first_process
 
 logger = logging.getLogger("pairwright.training")
 Row = Mapping[str, Any]
@@ -35,9 +35,8 @@ class Board:
 
         With several processes only the first one writes.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
-            return
-        self._safely(lambda: self._begin(metrics, samples))
+        if first_process():
+            self._safely(lambda: self._begin(metrics, samples))
 
     def metrics(self, row: Row) -> None:
         """Add a row of metrics.jsonl: its numbers under their names, at its step and time."""
