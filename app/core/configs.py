@@ -11,9 +11,9 @@ from app.core.vocabulary import RunKind
 
 
 class Config(BaseModel):
-    """Frozen settings that refuse what they do not know."""
+    """Frozen settings that refuse what they do not know, and numbers that are none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SamplingSettings(Config):
@@ -132,8 +132,6 @@ class RewardConfig(TrainConfig):
 
     A probe reads a frozen copy of the policy and fits linear scores to convergence; a head fine-tunes the whole model.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     checkpoint_every: int = Field(20, ge=1, description="Steps between whole checkpoints.")
     log_every: int = Field(1, ge=1, description="Steps between logged metrics.")

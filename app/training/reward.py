@@ -4,10 +4,13 @@ Small policies get a probe: every answer is read once by a frozen copy of the po
 convergence (app.training.reward_probe). Larger ones get a head, fine-tuned for an epoch (app.training.reward_head).
 """
 
+import torch
+
 from app.core.configs import RewardConfig
 from app.policy.checkpoint import load_policy
 from app.training import reward_head, reward_probe
 from app.training.failures import RunFailure
+from app.training.memory import SMALLER, WEIGHT, of_learner, require_memory, stored_parameters
 from app.training.reward_checks import check_judgments
 from app.training.reward_data import read_comparisons
 from app.training.run import Run
@@ -21,7 +24,9 @@ def train(run: Run[RewardConfig]) -> None:
     config = run.config
     records = run.preferences()
     check_judgments(records, config)
-    policy = load_policy(run.folder(run.spec.policy, "policy"))
+    folder = run.folder(run.spec.policy, "policy")
+    require_memory({"policy": stored_parameters(folder) * WEIGHT}, torch.device("cpu"), SMALLER)
+    policy = load_policy(folder)
     parameters = sum(p.numel() for p in policy.model.parameters())
     small = parameters < SMALL and not config.lora_rank
     kind = config.kind if config.kind != "auto" else "probe" if small else "head"
@@ -31,6 +36,8 @@ def train(run: Run[RewardConfig]) -> None:
     if kind == "probe" and config.pooling == "last":
         message = f"A policy of {parameters / 1e6:.3g} million parameters gets a probe, which reads the whole answer."
         raise RunFailure("config", message, "Leave out pooling=last, or set kind=head.")
+    if kind == "head":  # it learns beside the policy that was loaded
+        require_memory(of_learner(folder, config, "reward model"), torch.device("cpu"), SMALLER)
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     data = read_comparisons(records, run.demonstrations(), policy.tokenizer, config, run.spec.seed, context)
     readable = [*data.train.records, *data.heldout.records]

@@ -218,7 +218,7 @@ class Run(Generic[C]):
         if not path.exists():
             raise RunFailure("data", f"data/{path.name} is missing.", "Make the run again from its snapshot.")
         records = []
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     records.append(kind.model_validate_json(line))

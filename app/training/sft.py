@@ -24,6 +24,7 @@ from app.policy.precision import compute_dtype
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
 from app.training.logprobs import CHUNK, head_reading, plain_head
+from app.training.memory import SMALLER, of_learner, require_memory
 from app.training.models import load_state, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
@@ -56,7 +57,7 @@ def train(run: Run[SFTConfig]) -> None:
     """Train the run's policy, or a new starter where it names none, and leave it in final/."""
     config, seed = run.config, run.spec.seed
     new = run.spec.policy is None
-    policy = new_starter(config.starter, seed) if new else load_policy(run.folder(run.spec.policy, "policy"))
+    policy = new_starter(config.starter, seed) if new else _load(run)
     model, tokenizer = policy
     assert tokenizer.pad_token_id is not None
     chosen = recipe(config, new)
@@ -66,12 +67,15 @@ def train(run: Run[SFTConfig]) -> None:
     prepare(model, config, seed)
 
     records = run.demonstrations()
-    learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, config.max_length)
-    held, _ = encode([r for r in records if r.split is Split.HELDOUT], tokenizer, config.max_length)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = config.max_length if context is None else min(config.max_length, context)
+    learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, limit)
+    held, _ = encode([r for r in records if r.split is Split.HELDOUT], tokenizer, limit)
     held = held[: config.eval_rows]
     if not learnt:
-        mend = "Import demonstrations, or raise max_length if all were too long."
-        raise RunFailure("data", f"There is no demonstration to learn from ({skipped} were too long).", mend)
+        mend = "Import demonstrations, or raise max_length if all were too long for it."
+        message = f"There is no demonstration to learn from ({skipped} have more than {limit} tokens)."
+        raise RunFailure("data", message, mend)
     batches = plan(
         learnt,
         seed=seed,
@@ -134,6 +138,12 @@ def train(run: Run[SFTConfig]) -> None:
             "tokens_per_s": tokens / seconds if tokens else None,
         },
     )
+
+
+def _load(run: Run[SFTConfig]) -> Policy:
+    folder = run.folder(run.spec.policy, "policy")
+    require_memory(of_learner(folder, run.config), torch.device("cpu"), SMALLER)
+    return load_policy(folder)
 
 
 def require_lora_makes_sense(config: SFTConfig, chosen: Recipe, new: bool) -> None:
