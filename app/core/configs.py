@@ -11,9 +11,9 @@ from app.core.vocabulary import RunKind
 
 
 class Config(BaseModel):
-    """Frozen settings that refuse what they do not know."""
+    """Frozen settings that refuse what they do not know, and numbers that are none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SamplingSettings(Config):
@@ -80,6 +80,11 @@ class SFTConfig(TrainConfig):
     max_length: int = Field(
         512, ge=8, description="Longest conversation with its answer, in tokens; longer ones are left out and counted."
     )
+    packing: bool = Field(
+        False,
+        description="Lay the demonstrations of an update end to end in rows of at most max_length tokens, each read as "
+        "if it stood alone: less padding, never another result. micro_batch_size then counts these rows.",
+    )
 
     learning_rate: float | None = Field(
         None, ge=0, description="AdamW's peak learning rate; empty: 3e-3 for a new starter, 2e-5 else."
@@ -130,8 +135,6 @@ class RewardConfig(TrainConfig):
 
     A probe reads a frozen copy of the policy and fits linear scores to convergence; a head fine-tunes the whole model.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     checkpoint_every: int = Field(20, ge=1, description="Steps between whole checkpoints.")
     log_every: int = Field(1, ge=1, description="Steps between logged metrics.")

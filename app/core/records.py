@@ -7,6 +7,8 @@ A run directory is all that a trainer sees:
     metrics.jsonl    one flat object a logged step: {"step", "time", "phase", name: number, ...}
     progress.json    the heartbeat (Progress), replaced atomically
     samples.jsonl    answers to a fixed prompt set as training goes on: {"step", "prompt_id", "completion", "reward"?}
+    tensorboard/     the same metrics and samples as TensorBoard's event files
+    environment.json what it ran on, a list with an Attempt for each start
     log.txt          what the process printed
     cancel           its presence asks for a checkpoint and a stop
     checkpoints/     whole states to resume from, step-NNNNNN
@@ -102,6 +104,24 @@ class Progress(Record):
     time: float
 
 
+class Attempt(Record):
+    """One start of a run's process, and what it ran on. What is not known is null."""
+
+    time: float
+    seed: int
+    git_commit: str | None = Field(description="of the checkout that the product runs from")
+    python: str
+    packages: dict[str, str | None] = Field(description="versions by name")
+    system: str
+    release: str
+    machine: str
+    cpus: int | None
+    cpu_capability: str = Field(description="the instructions that torch uses, on which last bits depend")
+    threads: int
+    devices: list[str] = Field(description="names of the GPUs, or cpu")
+    cuda: str | None = Field(description="the version that torch was built for")
+
+
 class RunResult(Record):
     """How a run ended, with the metrics that describe what it made."""
 
@@ -176,6 +196,8 @@ class RunDir:
         self.metrics = self.root / "metrics.jsonl"
         self.progress = self.root / "progress.json"
         self.samples = self.root / "samples.jsonl"
+        self.tensorboard = self.root / "tensorboard"
+        self.environment = self.root / "environment.json"
         self.log = self.root / "log.txt"
         self.cancel = self.root / "cancel"
         self.checkpoints = self.root / "checkpoints"

@@ -166,7 +166,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise Invalid(f"The tokenizer in {folder.name} cannot be loaded: {_first_line(error)}") from error
+        mend = "Save the model's tokenizer into the same folder again."
+        raise Invalid(f"The tokenizer in {folder.name} cannot be loaded: {_first_line(error)}", mend) from error
 
 
 def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -180,7 +181,8 @@ def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise Invalid(f"The model in {folder.name} cannot be loaded: {_first_line(error)}") from error
+        mend = "Bring its files again: one is damaged, missing, or of an architecture that transformers does not know."
+        raise Invalid(f"The model in {folder.name} cannot be loaded: {_first_line(error)}", mend) from error
     model: PreTrainedModel = answer[0]
     # transformers makes up what is missing.
     if missing := sorted(answer[1]["missing_keys"]):
@@ -204,7 +206,8 @@ def _json(path: Path, required: bool) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Invalid(f"{path.parent.name}/{path.name} cannot be read: {_first_line(error)}") from error
+        mend = "Give the folder of a whole model, with its config.json."
+        raise Invalid(f"{path.parent.name}/{path.name} cannot be read: {_first_line(error)}", mend) from error
     return values if isinstance(values, dict) else {}
 
 

@@ -15,7 +15,7 @@ in log-odds of Bradley and Terry's model, and the reward is (raw - offset) x sca
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -240,6 +240,9 @@ def save_reward_model(folder: Path, model: RewardModel, tokenizer: PreTrainedTok
     (folder / "README.md").write_text(_card(model.settings), encoding="utf-8")
 
 
+_MEND = "Name the folder of a trained reward model, with all its files."
+
+
 def load_reward_model(folder: Path) -> RewardModel:
     """The reward model in a folder, in evaluation mode. Invalid for a folder that is none; its manifest must agree."""
     check_files(folder)
@@ -248,11 +251,20 @@ def load_reward_model(folder: Path) -> RewardModel:
     try:
         settings = RewardSettings.model_validate_json((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        raise Invalid(f"{folder.name} is not a reward model: {SETTINGS} is missing or unreadable.") from error
+        raise Invalid(f"{folder.name} is not a reward model: {SETTINGS} is missing or unreadable.", _MEND) from error
     if settings.kind == "head":
-        body = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        answer: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=1,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
+        body: PreTrainedModel = answer[0]
+        # transformers makes up what is missing, a score too.
+        if missing := sorted(answer[1]["missing_keys"]):
+            raise Invalid(f"{folder.name} is not a reward model: {missing[0]} is missing from its weights.", _MEND)
         head = HeadReward(settings, body)
         if settings.members > 1:
             _fill(folder, dict(head.head.named_parameters()), MEMBERS)
@@ -269,14 +281,19 @@ def _fill(folder: Path, parameters: Mapping[str, Tensor], prefix: str = "") -> N
         found = tensors.get(prefix + name)
         if found is None or found.shape != parameter.shape:
             raise Invalid(
-                f"{folder.name}/{WEIGHTS} does not fit its {SETTINGS}: {prefix}{name} is missing or of another shape."
+                f"{folder.name}/{WEIGHTS} does not fit its {SETTINGS}: {prefix}{name} is missing or of another shape.",
+                _MEND,
             )
         parameter.data.copy_(found)
 
 
 def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a reward model was trained with."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """The tokenizer that a reward model was trained with. Invalid where there is none that can be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        mend = "Save the tokenizer of the policy that it was trained on into the same folder."
+        raise Invalid(f"{folder.name} has no tokenizer that can be loaded.", mend) from error
 
 
 def _pad_id(model: PreTrainedModel) -> int:

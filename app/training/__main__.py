@@ -21,6 +21,7 @@ import torch
 
 from app.core.records import RunDir, RunError, RunResult
 from app.core.vocabulary import RunKind
+from app.training.environment import record_attempt
 from app.training.failures import Cancelled, RunFailure, explain
 from app.training.processes import World, join
 from app.training.run import Run, write_error
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if world.size > 1 or run.device.type != "cpu":
             logger.info("%d processes, on %s", world.size, run.device.type)
+        if world.main:
+            record_attempt(run.dir, run.spec.seed)
         _trainer(run.spec.kind)(run)
     except Cancelled as stop:
         assert run is not None

@@ -18,6 +18,7 @@ from app.policy.likelihood import CPU_ROWS
 from app.policy.reward_model import pack
 from app.training.failures import RunFailure
 from app.training.logprobs import read_tokens
+from app.training.reward_checks import check_records
 from app.training.reward_losses import Pairs, pairs_of_judgments
 
 
@@ -67,10 +68,11 @@ def read_judgments(
     config: DPOConfig,
     context: int | None,
 ) -> Judgments:
-    """Encode the judgments; RunFailure `data` where no train judgment is left that prefers one answer to another.
+    """Encode the judgments; RunFailure `data` where one is malformed, or no train judgment prefers one answer.
 
     A judgment of K answers is all its pairs, each with weight 1 / C(K, 2), whether or not some of them are left out.
     """
+    check_records(records)
     limit = config.max_length if context is None else min(config.max_length, context)
     encoded = encode_prompts(tokenizer, [r.prompt for r in records])
     table: dict[tuple[str, str], int] = {}
@@ -79,7 +81,8 @@ def read_judgments(
     kept: dict[Split, list[tuple[PreferenceRecord, list[int]]]] = {Split.TRAIN: [], Split.HELDOUT: []}
     for record, prompt in zip(records, encoded, strict=True):
         if isinstance(prompt, Invalid):
-            raise prompt
+            message = f"Judgment {record.judgment_id} cannot be read: {prompt.message}"
+            raise RunFailure("data", message, prompt.mend or "Correct its prompt, or leave it out.") from prompt
         answers = [Row(prompt, encode_completion(tokenizer, text)) for text in record.completions]
         if max(map(len, answers)) > limit:
             left_out["too_long"] += 1

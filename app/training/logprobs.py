@@ -75,15 +75,17 @@ def head_reading(
     temperature: float = 1.0,
     *,
     entropy: bool = False,
+    best: Tensor | None = None,
     lowered: bool = False,
     chunk: int = CHUNK,
 ) -> Reading:
     """`Reading` of logits = hidden weight^T + bias, [N, H] and [V, H], of which at most `chunk` exist at any time.
 
+    `best` [N], where given, is filled with the tokens that are the most likely ones.
     `lowered` multiplies bf16 factors into fp32 sums where the device can (a GPU); elsewhere in the factors' own type.
     """
     low = lowered and hidden.is_cuda
-    logprobs, spread = _HeadReading.apply(hidden, weight, bias, token, temperature, entropy, low, chunk)
+    logprobs, spread = _HeadReading.apply(hidden, weight, bias, token, temperature, entropy, low, chunk, best)
     return Reading(logprobs, spread if entropy else None)
 
 
@@ -105,6 +107,7 @@ class _HeadReading(torch.autograd.Function):
         entropy: bool,
         low: bool,
         chunk: int,
+        best: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.settings = temperature, entropy, low, chunk
         with torch.autocast(hidden.device.type, enabled=False):
@@ -113,6 +116,8 @@ class _HeadReading(torch.autograd.Function):
             for part in _chunks(len(token), len(weight), chunk):
                 z = _scaled(product(_factor(hidden[part], low), matrix.T), bias, temperature)
                 total = torch.logsumexp(z, -1)
+                if best is not None:
+                    best[part] = z.argmax(-1)
                 chosen = z.gather(-1, token[part].unsqueeze(-1)).squeeze(-1) - total
                 spread = total - (torch.softmax(z, -1) * z).sum(-1) if entropy else torch.zeros_like(total)
                 parts.append(torch.stack([chosen, spread, total]))
@@ -151,7 +156,7 @@ class _HeadReading(torch.autograd.Function):
                     grad_hidden[part] = product(grad, matrix).to(hidden.dtype)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, read)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:

@@ -5,22 +5,27 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from app.core.configs import TrainConfig
 from app.training.failures import RunFailure
 
 WEIGHT = 4
 """Bytes of a weight in fp32."""
+SMALLER = "Set lora_rank, which trains a small adapter alone, take a smaller model or a machine with more memory."
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
-def require_memory(needs: Mapping[str, int], device: torch.device, mend: str) -> None:
-    """RunFailure `memory` where what a run holds at least (bytes, by what holds them) is more than is free.
+def require_memory(needs: Mapping[str, int], device: torch.device, mend: str, processes: int = 1) -> None:
+    """RunFailure `memory` where what a process holds at least (bytes, by what holds them) is more than is free.
 
-    Activations come on top: what passes may still fail.
+    `processes` of them share the memory of the machine; a GPU is one's own. Activations come on top: what passes may
+    still fail.
     """
     free = free_memory(device)
+    if device.type == "cpu":
+        needs = {what: size * processes for what, size in needs.items()}
     wanted = sum(needs.values())
     if free is not None and wanted > free:
         parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in needs.items())
@@ -34,12 +39,26 @@ def trained(parameters: int, *, moments: int = 2, copies: int = 0) -> int:
     return parameters * WEIGHT * (2 + moments + copies)
 
 
+def of_learner(folder: Path, config: TrainConfig, name: str = "policy") -> dict[str, int]:
+    """What a model from this folder takes at least while it learns: with LoRA its weights alone."""
+    count = stored_parameters(folder)
+    if config.lora_rank:
+        return {name: count * WEIGHT}
+    # Both ways in which the kinds of run ask for Muon, which keeps one moment of a matrix.
+    muon = getattr(config, "optimizer", "adamw") == "muon" or bool(getattr(config, "muon_learning_rate", None))
+    return {f"{name} with gradient and optimizer": trained(count, moments=1 if muon else 2)}
+
+
 def stored_parameters(folder: Path) -> int:
-    """How many numbers the weights in a folder hold, read from the files' heads."""
+    """How many numbers the weights in a folder hold, read from the files' heads. RunFailure where one is damaged."""
     count = 0
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping
+        try:
+            with safe_open(path, framework="pt") as file:
+                count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping
+        except SafetensorError as error:
+            message = f"The weights in {folder.name}/{path.name} cannot be read: {error}."
+            raise RunFailure("checkpoint", message, "Bring the file again: it is damaged or incomplete.") from error
     return count
 
 

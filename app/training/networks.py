@@ -184,6 +184,4 @@ def _check_memory(run: Run[PPOConfig], folder: Path, reference: Path, reward: Pa
         )
         needs["value function with gradient and optimizer"] = trained(judge, moments=moments)
     mend = "Set lora_rank, which trains small adapters on shared weights, or take a machine with more memory."
-    # The processes of a machine share its memory; on a GPU each has its own.
-    sharing = run.world.local_size if run.device.type == "cpu" else 1
-    require_memory({what: size * sharing for what, size in needs.items()}, run.device, mend)
+    require_memory(needs, run.device, mend, run.world.local_size)

@@ -16,8 +16,8 @@ logger = logging.getLogger("pairwright.training")
 _SUSPICIOUS = 20
 
 
-def check_judgments(records: Sequence[PreferenceRecord], config: RewardConfig) -> None:
-    """RunFailure `data` for judgments that are malformed, leak over the split, or say nothing on one of its sides."""
+def check_records(records: Sequence[PreferenceRecord]) -> None:
+    """RunFailure `data` for judgments that do not rank their answers, or whose prompt is on both sides of the split."""
     for record in records:
         places = sorted(place for tier in record.tiers for place in tier)
         if places != list(range(len(record.completions))) or len(places) < 2:
@@ -30,6 +30,13 @@ def check_judgments(records: Sequence[PreferenceRecord], config: RewardConfig) -
         ids = min(r.judgment_id for r in held if repr(r.prompt) in both)
         message = f"{len(both)} prompts are both learnt from and held out (judgment {ids} is on one of them)."
         raise RunFailure("data", message, "Split by prompt: the same question always on the same side.")
+
+
+def check_judgments(records: Sequence[PreferenceRecord], config: RewardConfig) -> None:
+    """RunFailure `data` for judgments that are malformed, leak over the split, or say nothing on one of its sides."""
+    check_records(records)
+    train = [r for r in records if r.split is Split.TRAIN]
+    held = [r for r in records if r.split is Split.HELDOUT]
     _check_something_to_learn(train, config)
     if config.require_heldout and not held:
         message = "No judgment is on a held-out prompt, so nothing could be said of how good the model is."

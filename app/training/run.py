@@ -38,6 +38,7 @@ from app.core.records import (
     RunResult,
     RunSpec,
 )
+from app.training.board import Board
 from app.training.failures import Cancelled, RunFailure, problems
 from app.training.logs import append, cut_back
 from app.training.order import derived_seed
@@ -68,6 +69,7 @@ class Run(Generic[C]):
         self._restored = False
         self._pace: deque[tuple[int, float]] = deque(maxlen=20)
         self._terminal = Terminal()
+        self._board = Board(directory.tensorboard)
 
     @staticmethod
     def open(root: Path | str, world: World = ALONE) -> "Run[Any]":
@@ -120,15 +122,19 @@ class Run(Generic[C]):
         if not self.world.main:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        append(self.dir.metrics, {"step": step, "time": time.time(), "phase": phase, **row})
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row: dict[str, Any] = {"step": step, "time": time.time(), "phase": phase, **finite}
+        append(self.dir.metrics, row)
+        self._board.metrics(row)
 
     def sample(self, step: int, prompt_id: str, completion: str, reward: float | None = None) -> None:
         """Append an answer to a prompt of the fixed set to samples.jsonl."""
         if not self.world.main:
             return
         row: dict[str, Any] = {"step": step, "prompt_id": prompt_id, "completion": completion}
-        append(self.dir.samples, row if reward is None else {**row, "reward": reward})
+        row |= {} if reward is None else {"reward": reward}
+        append(self.dir.samples, row)
+        self._board.sample(row)
 
     def progress(self, step: int, total: int, phase: str) -> None:
         """The heartbeat: replaced atomically, with the time left from the pace of the last steps of this process.
@@ -205,6 +211,7 @@ class Run(Generic[C]):
         step = restored.state.step if restored.state else -1
         for path in (self.dir.metrics, self.dir.samples):
             cut_back(path, step)
+        self._board.begin(self.dir.metrics, self.dir.samples)
         for message in restored.damaged:
             logger.warning("checkpoint passed over: %s; going on from step %d", message, max(step, 0))
         if restored.damaged:
@@ -248,7 +255,7 @@ class Run(Generic[C]):
         if not path.exists():
             raise RunFailure("data", f"data/{path.name} is missing.", "Make the run again from its snapshot.")
         records = []
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     records.append(kind.model_validate_json(line))

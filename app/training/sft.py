@@ -20,14 +20,19 @@ from app.core.vocabulary import Split
 from app.policy.chat import decode
 from app.policy.checkpoint import Policy, embeddings_of, load_policy, save_policy, stop_ids
 from app.policy.engine import generate
+from app.policy.hidden import hidden_at
+from app.policy.precision import compute_dtype
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
+from app.training.logprobs import CHUNK, head_reading, plain_head
+from app.training.memory import SMALLER, of_learner, require_memory
 from app.training.models import load_state, place, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
+from app.training.packing import passes, require_packable
 from app.training.processes import ALONE, World
 from app.training.run import Run
-from app.training.sft_data import Batch, Example, collate, cuts, encode, plan
+from app.training.sft_data import Batch, Example, collate, encode, plan
 
 PHASE = "train"
 
@@ -54,20 +59,25 @@ def train(run: Run[SFTConfig]) -> None:
     """Train the run's policy, or a new starter where it names none, and leave it in final/."""
     config, seed = run.config, run.spec.seed
     new = run.spec.policy is None
-    policy = new_starter(config.starter, seed) if new else load_policy(run.folder(run.spec.policy, "policy"))
+    policy = new_starter(config.starter, seed) if new else _load(run)
     model, tokenizer = policy
     assert tokenizer.pad_token_id is not None
     chosen = recipe(config, new)
     require_lora_makes_sense(config, chosen, new)
+    if config.packing:
+        require_packable(model)
     place(prepare(model, config, seed), run.device)
 
     records = run.demonstrations()
-    learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, config.max_length)
-    held, _ = encode([r for r in records if r.split is Split.HELDOUT], tokenizer, config.max_length)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = config.max_length if context is None else min(config.max_length, context)
+    learnt, skipped = encode([r for r in records if r.split is Split.TRAIN], tokenizer, limit)
+    held, _ = encode([r for r in records if r.split is Split.HELDOUT], tokenizer, limit)
     held = held[: config.eval_rows]
     if not learnt:
-        mend = "Import demonstrations, or raise max_length if all were too long."
-        raise RunFailure("data", f"There is no demonstration to learn from ({skipped} were too long).", mend)
+        mend = "Import demonstrations, or raise max_length if all were too long for it."
+        message = f"There is no demonstration to learn from ({skipped} have more than {limit} tokens)."
+        raise RunFailure("data", message, mend)
     batches = plan(
         learnt,
         seed=seed,
@@ -95,7 +105,10 @@ def train(run: Run[SFTConfig]) -> None:
     for step in range(first, total + 1):
         rows = [learnt[i] for i in batches[step - 1]]
         weight = 1 + (chosen.copy_weight - 1) * max(0.0, 1 - (step - 1) / (config.copy_weight_share * total))
-        loss, accuracy = _accumulate(model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id, run.world)
+        room = config.max_length if config.packing else None
+        loss, accuracy = _accumulate(
+            model, rows, weight, config.micro_batch_size, tokenizer.pad_token_id, room, run.world
+        )
         run.require_finite(step, loss=loss)
         run.world.sum_gradients(optimizer.parameters)
         factor = lr_factor(step - 1, total, config.warmup_steps, config.schedule)
@@ -132,6 +145,12 @@ def train(run: Run[SFTConfig]) -> None:
     )
 
 
+def _load(run: Run[SFTConfig]) -> Policy:
+    folder = run.folder(run.spec.policy, "policy")
+    require_memory(of_learner(folder, run.config), run.device, SMALLER, run.world.local_size)
+    return load_policy(folder)
+
+
 def require_lora_makes_sense(config: SFTConfig, chosen: Recipe, new: bool) -> None:
     """RunFailure where an adapter could not hold what is learnt."""
     if config.lora_rank and new:
@@ -160,39 +179,71 @@ def _accumulate(
     copy_weight: float,
     micro: int | None,
     pad_id: int,
+    room: int | None = None,
     world: World = ALONE,
 ) -> tuple[float, float]:
-    """Add this process's part of the gradient of one update's loss, the same whatever `micro`; the unweighted loss and
-    accuracy of the whole update."""
+    """Add this process's part of the gradient of one update's loss, the same whatever `micro` and `room`; the
+    unweighted loss and accuracy of the whole update."""
     weights = sum(sum(copy_weight if c else 1.0 for c in row.copied) for row in rows)
     count = sum(len(row.completion) for row in rows)
     loss = right = 0.0
-    for some in cuts(world.share(rows), micro):
-        batch = collate(some, pad_id)
-        logits, targets = completion_logits(model, batch)
-        nll = F.cross_entropy(logits, targets, reduction="none")
+    for batch in passes(world.share(rows), micro, room, pad_id):
+        nll, hits = answer_nll(model, batch)
         scale = torch.where(batch.copied[:, 1:][batch.targets[:, 1:]].to(nll.device), copy_weight, 1.0)
         ((nll * scale).sum() / weights).backward()
         loss += nll.detach().sum().item() / count
-        right += (logits.detach().argmax(-1) == targets).sum().item() / count
+        right += hits / count
     whole = world.sum({"loss": loss, "right": right})
     return whole["loss"], whole["right"]
 
 
-def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [n, V] in float32 of all n answer tokens of a batch, and those tokens [n].
+def answer_nll(model: PreTrainedModel, batch: Batch, reduction: str = "none") -> tuple[Tensor, int]:
+    """-log p of all n answer tokens of a batch, [n] in nats, differentiable; and how many were the most likely ones.
 
-    Rows are padded on the right, behind everything a causal model looks at, so no attention mask is needed.
+    Reduction "sum" gives their sum, [], instead. Rows are padded on the right, behind everything a causal model looks
+    at, so no attention mask is needed. Where the logits would be many, or the model multiplies in bf16, a head that
+    only multiplies is read in chunks.
     """
-    device = embeddings_of(model).device
-    ids, wanted = batch.ids.to(device), batch.targets[:, 1:].to(device)
-    if type(model) is LlamaForCausalLM:
-        # The head is applied to the answer's positions only: a third of the work of a small model.
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        logits = model.lm_head(hidden[wanted])
+    head, lowered = plain_head(model), compute_dtype(model) is torch.bfloat16
+    many = int(batch.targets[:, 1:].sum()) * model.config.get_text_config().vocab_size > CHUNK
+    if head is None or not (many or lowered):
+        logits, tokens = completion_logits(model, batch)
+        hits = int((logits.detach().argmax(-1) == tokens).sum())
+        return F.cross_entropy(logits, tokens, reduction=reduction), hits
+    hidden, tokens = completion_states(model, batch)
+    best = torch.empty_like(tokens)
+    reading = head_reading(hidden, head.weight, head.bias, tokens, best=best, lowered=lowered, chunk=CHUNK)
+    nll = -reading.logprobs
+    return nll.sum() if reduction == "sum" else nll, int((best == tokens).sum())
+
+
+def completion_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [n, V] in float32 of all n answer tokens of a batch, and those tokens [n]."""
+    head = plain_head(model)
+    if head is not None:
+        hidden, tokens = completion_states(model, batch)
+        return head(hidden).float(), tokens
+    ids, places, row, position = _places(model, batch)
+    logits = model(input_ids=ids, use_cache=False, **places).logits[row, position]
+    return logits.float(), ids[row, position + 1]
+
+
+def completion_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The hidden states [n, H] from which the n answer tokens of a batch are predicted, and those tokens [n]."""
+    ids, places, row, position = _places(model, batch)
+    if places:  # packed: attention must be told where an example begins
+        hidden = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state[row, position]
     else:
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wanted]
-    return logits.float(), ids[:, 1:][wanted]
+        hidden = hidden_at(model, ids, row, position)
+    return hidden, ids[row, position + 1]
+
+
+def _places(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Ids, position ids where rows are packed, and row and column before each answer token, on the model's device."""
+    device = embeddings_of(model).device
+    places = {} if batch.positions is None else {"position_ids": batch.positions.to(device)}
+    row, position = batch.targets[:, 1:].to(device).nonzero(as_tuple=True)
+    return batch.ids.to(device), places, row, position
 
 
 def _look(run: Run[SFTConfig], step: int, policy: Policy, held: Sequence[Example]) -> float | None:
@@ -203,16 +254,17 @@ def _look(run: Run[SFTConfig], step: int, policy: Policy, held: Sequence[Example
     pad_id = tokenizer.pad_token_id
     assert pad_id is not None
     model.eval()
-    nll = right = 0.0
-    count = 0
+    nll = 0.0
+    right = count = 0
     with torch.no_grad():
         for start in run.world.share(range(0, len(held), run.config.batch_size)):
-            logits, targets = completion_logits(model, collate(held[start : start + run.config.batch_size], pad_id))
-            nll += F.cross_entropy(logits, targets, reduction="sum").item()
-            right += (logits.argmax(-1) == targets).sum().item()
-            count += len(targets)
+            batch = collate(held[start : start + run.config.batch_size], pad_id)
+            value, hits = answer_nll(model, batch, "sum")
+            nll += value.item()
+            right += hits
+            count += int(batch.targets[:, 1:].sum())
     whole = run.world.sum({"nll": nll, "right": right, "count": count})
-    nll, right, count = whole["nll"], whole["right"], round(whole["count"])
+    nll, accuracy = whole["nll"] / whole["count"], whole["right"] / whole["count"]
 
     def answers(shown: Sequence[tuple[Example, int]]) -> list[list[int]]:
         prompts, seeds = [example.prompt for example, _ in shown], [seed for _, seed in shown]
@@ -223,8 +275,8 @@ def _look(run: Run[SFTConfig], step: int, policy: Policy, held: Sequence[Example
     for (example, _), ids in zip(shown, run.world.spread(shown, answers), strict=True):
         run.sample(step, example.prompt_id, decode(tokenizer, ids))
     model.train()
-    run.log(step, "eval", eval_loss=nll / count, eval_mean_token_accuracy=right / count)
-    return nll / count
+    run.log(step, "eval", eval_loss=nll, eval_mean_token_accuracy=accuracy)
+    return nll
 
 
 def _save(folder: Path, policy: Policy) -> None:

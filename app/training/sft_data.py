@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.errors import Invalid
 from app.core.records import DemonstrationRecord
 from app.policy.chat import encode_completion, encode_prompts
+from app.training.failures import RunFailure
 from app.training.order import derived_seed
 
 _BUCKET_BATCHES = 16
@@ -38,25 +39,35 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows, all [rows, width]: `targets` marks completion tokens, `copied` those of them that copy."""
+    """Right-padded rows, all [rows, width]: `targets` marks completion tokens, `copied` those of them that copy.
+
+    `positions`, where rows hold several examples, are the tokens' places in their own example.
+    """
 
     ids: Tensor
     targets: Tensor
     copied: Tensor
+    positions: Tensor | None = None
 
 
 def encode(
     records: Sequence[DemonstrationRecord], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[Example], int]:
-    """The examples of at most `max_length` tokens, and how many were longer.
+    """The examples of at most `max_length` tokens, and how many were longer. RunFailure `data` for empty ones.
 
     A completion's token counts as copied where its prompt holds it and fewer than half of all prompts do: names and
     numbers, not full stops.
     """
+    if empty := [r.prompt_id for r in records if not r.completion.strip()]:
+        message = (
+            f"{len(empty)} of {len(records)} demonstrations have an empty answer. The first is to prompt {empty[0]}."
+        )
+        raise RunFailure("data", message, "Write the answers, or leave them out of data/demonstrations.jsonl.")
     pairs = []
     for record, prompt in zip(records, encode_prompts(tokenizer, [r.prompt for r in records]), strict=True):
         if isinstance(prompt, Invalid):
-            raise prompt
+            message = f"The demonstration of prompt {record.prompt_id} cannot be read: {prompt.message}"
+            raise RunFailure("data", message, prompt.mend or "Correct it, or leave it out.") from prompt
         pairs.append((record.prompt_id, prompt, encode_completion(tokenizer, record.completion)))
     kept = [(i, p, c) for i, p, c in pairs if len(p) + len(c) <= max_length]
     seen = Counter(token for _, prompt, _ in kept for token in set(prompt))
