@@ -94,18 +94,22 @@ def test_the_prompt_matters(make: Callable[[], RewardModel]) -> None:
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_saved_model_scores_the_same_to_the_last_bit(make: Callable[[], RewardModel], tmp_path: Path) -> None:
+def test_a_saved_model_scores_the_same_to_the_last_digits(make: Callable[[], RewardModel], tmp_path: Path) -> None:
     model = make()
     model.settings = model.settings.model_copy(update={"offset": 0.25, "scale": 2.0, "tie_threshold": 0.5})
     tokenizer = new_starter("tiny").tokenizer
     write_folder(tmp_path / "r", lambda folder: save_reward_model(folder, model, tokenizer))
     loaded = load_reward_model(tmp_path / "r")
     assert loaded.settings == model.settings
-    assert torch.equal(loaded.score(PROMPTS, ANSWERS), model.score(PROMPTS, ANSWERS))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+    # The same weights elsewhere in memory: a product of few rows may round otherwise.
+    close = {"atol": 1e-6, "rtol": 0.0}
+    torch.testing.assert_close(loaded.score(PROMPTS, ANSWERS), model.score(PROMPTS, ANSWERS), **close)
     ids, attention, _ = pack(PROMPTS, ANSWERS, model.pad_id)
     everywhere = attention.nonzero(as_tuple=True)
     with torch.no_grad():
-        assert torch.equal(loaded.values_at(ids, *everywhere), model.values_at(ids, *everywhere))
+        torch.testing.assert_close(loaded.values_at(ids, *everywhere), model.values_at(ids, *everywhere), **close)
 
 
 @pytest.mark.parametrize("make", KINDS)

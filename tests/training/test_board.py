@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from app.core.records import RunDir
 from app.training import board as board_module
 from app.training.__main__ import main
-from app.training.board import Board
 from app.training.run import Run
 from tests.training.test_sft import rows, run_directory
 
@@ -174,17 +172,6 @@ def test_a_folder_that_cannot_be_made_ends_nothing(make_run: Make, caplog: pytes
     run.log(1, "train", loss=0.5)
     assert len(rows(run.dir.metrics)) == 1
     assert caplog.text.count("no more events for TensorBoard") == 1
-
-
-def test_only_the_first_of_several_processes_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    for rank, written in ((1, False), (0, True)):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        board = Board(tmp_path / "tensorboard")
-        board.begin(tmp_path / "no", tmp_path / "none")
-        board.metrics({"step": 1, "time": 2.0, "phase": "train", "loss": 3.0})
-        assert (tmp_path / "tensorboard").exists() is written
-    assert points(tmp_path) == [("loss", 1, 2.0, 3.0)]
 
 
 def test_a_trainer_needs_neither_tensorflow_nor_tensorboard(tmp_path: Path) -> None:

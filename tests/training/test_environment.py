@@ -110,11 +110,3 @@ def test_a_full_disk_ends_nothing(
     with caplog.at_level(logging.WARNING):
         record_attempt(RunDir(tmp_path), seed=5)
     assert "No space left" in caplog.text
-
-
-def test_only_the_first_of_several_processes_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    for rank, written in ((1, 0), (0, 1)):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        record_attempt(RunDir(tmp_path), seed=5)
-        assert len(attempts(RunDir(tmp_path))) == written
