@@ -18,10 +18,10 @@ Knobs = dict[str, Any]
 
 USUAL: list[Knobs] = [{"spin": "default"}, {"attention": "eager"}, {"fused": True}]
 CANDIDATES: dict[str, list[Knobs]] = {
-    "sft": [*USUAL, {"rows": 16}, {"rows": 8}, {"order": "group_by_length"}, {"order": "random"}],
+    "sft": [*USUAL, {"rows": 16}, {"rows": 8}, {"order": "group_by_length"}],
     "reward": [*USUAL, {"rows": 8}, {"rows": 4}, {"order": "group_by_length"}],
     "dpo": [*USUAL, {"rows": 8}, {"rows": 4}, {"precompute": True}],
-    "ppo": [*USUAL, {"rollout": 32}, {"rollout": 16}, {"rollout": 8}, {"cache": "static"}],
+    "ppo": [*USUAL, {"rollout": 32}, {"rollout": 8}, {"cache": "static"}],
 }
 
 
