@@ -141,7 +141,7 @@ LARGE = Scene(
 SCENES = {scene.name: scene for scene in (STARTER, SMALL, LARGE)}
 SHORT = {
     "quick": {"sft": 6, "reward": 6, "dpo": 6, "ppo": 4},  # shows that everything runs, measures nothing
-    "sweep": {"sft": 16, "reward": 16, "dpo": 12, "ppo": 4},  # compares settings of TRL
+    "sweep": {"sft": 16, "reward": 16, "dpo": 16, "ppo": 4},  # compares settings of TRL
 }
 
 

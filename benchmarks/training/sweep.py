@@ -19,7 +19,7 @@ Knobs = dict[str, Any]
 USUAL: list[Knobs] = [{"spin": "default"}, {"attention": "eager"}, {"fused": True}]
 CANDIDATES: dict[str, list[Knobs]] = {
     "sft": [*USUAL, {"rows": 16}, {"rows": 8}, {"order": "group_by_length"}],
-    "reward": [*USUAL, {"rows": 8}, {"rows": 4}, {"order": "group_by_length"}],
+    "reward": [*USUAL, {"rows": 8}, {"rows": 4}],
     "dpo": [*USUAL, {"rows": 8}, {"rows": 4}, {"precompute": True}],
     "ppo": [*USUAL, {"rollout": 32}, {"rollout": 8}, {"cache": "static"}],
 }
