@@ -118,7 +118,8 @@ class Attempt(Record):
     cpus: int | None
     cpu_capability: str = Field(description="the instructions that torch uses, on which last bits depend")
     threads: int
-    devices: list[str] = Field(description="names of the GPUs, or cpu")
+    processes: int = Field(1, description="how many trained the run together; last bits depend on it")
+    device: str = Field(description="the name of the main process's GPU, or cpu")
     cuda: str | None = Field(description="the version that torch was built for")
 
 

@@ -24,6 +24,9 @@ from app.core.folders import MANIFEST, verify_folder, write_folder
 from app.policy.chat import encode_prompt
 from app.policy.lora import save_model
 
+UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+"""What transformers raises where files are damaged, missing or of a kind that it does not know."""
+
 logger = logging.getLogger("pairwright.policy")
 disable_progress_bar()  # logs are read by people and by machines
 
@@ -170,6 +173,12 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise Invalid(f"The tokenizer in {folder.name} cannot be loaded: {_first_line(error)}", mend) from error
 
 
+def unloadable(folder: Path, error: Exception) -> Invalid:
+    """What to say of a folder from which transformers could not load a model."""
+    mend = "Bring its files again: one is damaged, missing, or of an architecture that transformers does not know."
+    return Invalid(f"The model in {folder.name} cannot be loaded: {_first_line(error)}", mend)
+
+
 def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
@@ -180,9 +189,8 @@ def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        mend = "Bring its files again: one is damaged, missing, or of an architecture that transformers does not know."
-        raise Invalid(f"The model in {folder.name} cannot be loaded: {_first_line(error)}", mend) from error
+    except UNLOADABLE as error:
+        raise unloadable(folder, error) from error
     model: PreTrainedModel = answer[0]
     # transformers makes up what is missing.
     if missing := sorted(answer[1]["missing_keys"]):

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder
-from app.policy.checkpoint import check_files, load_policy
+from app.policy.checkpoint import UNLOADABLE, check_files, load_policy, unloadable
 from app.policy.hidden import hidden_at
 from app.policy.lora import ADAPTER, heard, merged, save_adapter
 from app.policy.reading import Reader
@@ -253,14 +253,17 @@ def load_reward_model(folder: Path) -> RewardModel:
     except (OSError, ValidationError) as error:
         raise Invalid(f"{folder.name} is not a reward model: {SETTINGS} is missing or unreadable.", _MEND) from error
     if settings.kind == "head":
-        answer: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=1,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        try:
+            answer: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                num_labels=1,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except UNLOADABLE as error:
+            raise unloadable(folder, error) from error
         body: PreTrainedModel = answer[0]
         # transformers makes up what is missing, a score too.
         if missing := sorted(answer[1]["missing_keys"]):

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if world.size > 1 or run.device.type != "cpu":
             logger.info("%d processes, on %s", world.size, run.device.type)
         if world.main:
-            record_attempt(run.dir, run.spec.seed)
+            record_attempt(run.dir, run.spec.seed, run.device, world.size)
         _trainer(run.spec.kind)(run)
     except Cancelled as stop:
         assert run is not None

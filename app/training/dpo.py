@@ -25,7 +25,7 @@ from app.training.dpo_data import Judgments, parts, read_judgments, row_logprobs
 from app.training.dpo_losses import pair_figures, pair_losses
 from app.training.dpo_report import Report
 from app.training.failures import Cancelled, RunFailure
-from app.training.memory import SMALLER, WEIGHT, of_learner, require_memory, stored_parameters
+from app.training.memory import SMALLER, WEIGHT, of_learner, require_memory_for, stored_parameters
 from app.training.models import freeze, learning, load_state, place, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import Shuffler
@@ -154,7 +154,7 @@ def open_policies(run: Run[DPOConfig]) -> tuple[Policy, Path]:
     reference = run.folder(run.spec.reference or str(folder), "reference policy")
     # Each look at the KL loads the reference beside the policy.
     needs = of_learner(folder, run.config) | {"reference": stored_parameters(reference) * WEIGHT}
-    require_memory(needs, run.device, SMALLER, run.world.local_size)
+    require_memory_for(run, needs, SMALLER)
     policy = load_policy(folder)
     policy.model.eval().requires_grad_(True)
     prepare(policy.model, run.config, run.spec.seed)  # a new adapter changes nothing yet: this is the reference still

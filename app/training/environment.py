@@ -19,9 +19,9 @@ PACKAGES = ("pairwright", "torch", "transformers", "peft", "accelerate", "tokeni
 logger = logging.getLogger("pairwright.training")
 
 
-def record_attempt(directory: RunDir, seed: int) -> None:
+def record_attempt(directory: RunDir, seed: int, device: torch.device, processes: int = 1) -> None:
     """Add this start to environment.json. Where that cannot be, the log says so and the run goes on."""
-    entries = [*attempts(directory), this_attempt(seed)]
+    entries = [*attempts(directory), this_attempt(seed, device, processes)]
     try:
         text = json.dumps([entry.model_dump() for entry in entries], indent=1, ensure_ascii=False)
         write_file(directory.environment, text + "\n")
@@ -37,11 +37,8 @@ def attempts(directory: RunDir) -> list[Attempt]:
         return []
 
 
-def this_attempt(seed: int) -> Attempt:
+def this_attempt(seed: int, device: torch.device, processes: int = 1) -> Attempt:
     """What this process runs on."""
-    cuda = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
     return Attempt(
         time=time.time(),
         seed=seed,
@@ -54,7 +51,8 @@ def this_attempt(seed: int) -> Attempt:
         cpus=os.cpu_count(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
-        devices=cuda or ["cpu"],
+        processes=processes,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         cuda=torch.version.cuda,
     )
 

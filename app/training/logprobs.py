@@ -45,16 +45,17 @@ def read_tokens(
 
     ids [b, L] are right-padded rows (no real token stands behind padding, so no mask is needed). Each of the N tokens
     (`token` [N]) is predicted by the output at (`row` [N], `position` [N]). Differentiable; the choice between the two
-    ways depends on shapes alone, so the same call twice takes the same one.
+    ways depends on the model and on shapes, so the same call twice takes the same one.
     """
     head = plain_head(model)
-    hidden = None if head is None else hidden_at(model, ids, row, position)
-    lowered = compute_dtype(model) is torch.bfloat16
-    many = len(token) * model.config.get_text_config().vocab_size > CHUNK
-    if head is not None and hidden is not None and (many or lowered):
-        # In bf16 the model's own head would round its logits to three digits; this one keeps the sums' fp32.
-        return head_reading(hidden, head.weight, head.bias, token, temperature, entropy=entropy, lowered=lowered)
-    logits = token_logits(model, ids, row, position) if head is None or hidden is None else head(hidden)
+    if head is None:
+        logits = token_logits(model, ids, row, position)
+    else:
+        hidden, lowered = hidden_at(model, ids, row, position), compute_dtype(model) is torch.bfloat16
+        if lowered or len(token) * len(head.weight) > CHUNK:
+            # In bf16 the model's own head would round its logits to three digits; this one keeps the sums' fp32.
+            return head_reading(hidden, head.weight, head.bias, token, temperature, entropy=entropy, lowered=lowered)
+        logits = head(hidden)
     spread = losses.entropy(logits, temperature) if entropy else None
     return Reading(losses.token_logprobs(logits, token, temperature), spread)
 

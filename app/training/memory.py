@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from app.core.configs import TrainConfig
 from app.training.failures import RunFailure
+from app.training.run import Run
 
 WEIGHT = 4
 """Bytes of a weight in fp32."""
@@ -32,6 +34,12 @@ def require_memory(needs: Mapping[str, int], device: torch.device, mend: str, pr
         raise RunFailure(
             "memory", f"The run needs at least {_gigabytes(wanted)} ({parts}); {_gigabytes(free)} is free.", mend
         )
+
+
+def require_memory_for(run: Run[Any], needs: Mapping[str, int], mend: str) -> None:
+    """The same for a run; no process goes on, and loads, while another still looks at what is free."""
+    require_memory(needs, run.device, mend, run.world.local_size)
+    run.world.gather(None)
 
 
 def trained(parameters: int, *, moments: int = 2, copies: int = 0) -> int:

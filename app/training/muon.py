@@ -5,7 +5,7 @@ bf16 takes more than ten times as long as in fp32: on such a machine the starter
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 STEPS = 5
 EPS = 1e-7
+MOST = 1 << 23
+"""Numbers of the matrices treated together, 32 MiB in fp32: for large ones as much memory as for one by itself."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,21 +39,26 @@ class Muon(torch.optim.Optimizer):
         """One update of every matrix that has a gradient; the closure, if any, is called first."""
         loss = closure() if closure else None
         for group in self.param_groups:
-            alike: dict[Any, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+            alike: dict[Any, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update = self._momentum(parameter, group["momentum"])
-                    wide = update if update.shape[0] <= update.shape[1] else update.T
-                    alike[wide.shape, wide.device, wide.dtype].append((parameter, wide))
-            for some in alike.values():
-                directions = orthogonalised([wide for _, wide in some])
-                for (parameter, _), direction in zip(some, directions, strict=True):
-                    rows, columns = parameter.shape
-                    if rows > columns:
-                        direction = direction.T
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(rows, columns) ** 0.5)
+                    shape = min(parameter.shape), max(parameter.shape)
+                    alike[shape, parameter.device, parameter.dtype].append(parameter)
+            for ((rows, columns), *_), some in alike.items():
+                size = max(1, MOST // (rows * columns))
+                for start in range(0, len(some), size):
+                    self._update(some[start : start + size], group)
         return loss
+
+    def _update(self, parameters: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
+        """Move matrices of one shape, or its transpose."""
+        updates = [self._momentum(parameter, group["momentum"]) for parameter in parameters]
+        tall = [update.shape[0] > update.shape[1] for update in updates]
+        directions = orthogonalised([u.T if is_tall else u for u, is_tall in zip(updates, tall, strict=True)])
+        step = group["lr"] * 0.2 * max(parameters[0].shape) ** 0.5
+        for parameter, direction, is_tall in zip(parameters, directions, tall, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction.T if is_tall else direction, alpha=-step)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         grad = parameter.grad

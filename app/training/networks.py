@@ -31,7 +31,7 @@ from app.policy.precision import lower_frozen
 from app.policy.reward_model import HeadReward, ProbeReward, RewardModel, load_reward_model, load_reward_tokenizer
 from app.training.critic import AdapterValue, Judge, ValueFunction
 from app.training.failures import RunFailure
-from app.training.memory import WEIGHT, require_memory, stored_parameters, trained
+from app.training.memory import WEIGHT, require_memory_for, stored_parameters, trained
 from app.training.models import (
     POLICY,
     freeze,
@@ -184,4 +184,4 @@ def _check_memory(run: Run[PPOConfig], folder: Path, reference: Path, reward: Pa
         )
         needs["value function with gradient and optimizer"] = trained(judge, moments=moments)
     mend = "Set lora_rank, which trains small adapters on shared weights, or take a machine with more memory."
-    require_memory(needs, run.device, mend, run.world.local_size)
+    require_memory_for(run, needs, mend)

@@ -27,7 +27,7 @@ def passes(examples: Sequence[Example], most: int | None, room: int | None, pad_
         yield from (collate(some, pad_id) for some in cuts(examples, most))
         return
     rows = bins(examples, room)
-    size = len(rows) if most is None else most
+    size = most or len(rows) or 1
     yield from (collate_packed(rows[start : start + size], pad_id) for start in range(0, len(rows), size))
 
 

@@ -197,13 +197,14 @@ class World:
             first = self._store.add("failed", 1) == 1
             if first:
                 self._store.set("cause", cause)
-            if first or self.main:
-                # Both: the main process may be stuck, and the other on a machine that does not see the directory.
-                write(self._store.get("cause").decode())
+                write(cause)
                 self._store.set("written", "yes")
             else:
                 # The launcher ends the rest as soon as one is gone; the words must be on disk by then.
                 self._store.wait(["written"], _WRITING)
+            if self.main and not first:
+                # Once more, after it and not beside it: the other may be on a machine that does not see the directory.
+                write(self._store.get("cause").decode())
         except (RuntimeError, ValueError):  # whoever keeps the store is gone
             if self.main:
                 write(cause)

@@ -8,7 +8,7 @@ from app.core.configs import RewardConfig
 from app.policy.checkpoint import load_policy
 from app.training import reward_head, reward_probe
 from app.training.failures import RunFailure
-from app.training.memory import SMALLER, WEIGHT, of_learner, require_memory, stored_parameters
+from app.training.memory import SMALLER, WEIGHT, of_learner, require_memory_for, stored_parameters
 from app.training.reward_checks import check_judgments
 from app.training.reward_data import read_comparisons
 from app.training.run import Run
@@ -23,9 +23,7 @@ def train(run: Run[RewardConfig]) -> None:
     records = run.preferences()
     check_judgments(records, config)
     folder = run.folder(run.spec.policy, "policy")
-    require_memory({"policy": stored_parameters(folder) * WEIGHT}, run.device, SMALLER, run.world.local_size)
-    policy = load_policy(folder)
-    parameters = sum(p.numel() for p in policy.model.parameters())
+    parameters = stored_parameters(folder)
     small = parameters < SMALL and not config.lora_rank
     kind = config.kind if config.kind != "auto" else "probe" if small else "head"
     if kind == "probe" and config.lora_rank:
@@ -37,8 +35,11 @@ def train(run: Run[RewardConfig]) -> None:
     if kind == "probe" and run.world.size > 1:
         mend = "Start the run without a launcher, by python -m app.training, or set kind=head."
         raise RunFailure("config", "A probe is fitted by one process: its features are read once.", mend)
-    if kind == "head":  # it learns beside the policy that was loaded
-        require_memory(of_learner(folder, config, "reward model"), run.device, SMALLER, run.world.local_size)
+    needs = {"policy": parameters * WEIGHT}
+    if kind == "head":  # it learns beside the policy that is read
+        needs = of_learner(folder, config, "reward model")
+    require_memory_for(run, needs, SMALLER)
+    policy = load_policy(folder)
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     data = read_comparisons(records, run.demonstrations(), policy.tokenizer, config, run.spec.seed, context)
     readable = [*data.train.records, *data.heldout.records]

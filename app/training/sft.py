@@ -25,7 +25,7 @@ from app.policy.precision import compute_dtype
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
 from app.training.logprobs import CHUNK, head_reading, plain_head
-from app.training.memory import SMALLER, of_learner, require_memory
+from app.training.memory import SMALLER, of_learner, require_memory_for
 from app.training.models import load_state, place, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
 from app.training.order import derived_seed
@@ -147,7 +147,7 @@ def train(run: Run[SFTConfig]) -> None:
 
 def _load(run: Run[SFTConfig]) -> Policy:
     folder = run.folder(run.spec.policy, "policy")
-    require_memory(of_learner(folder, run.config), run.device, SMALLER, run.world.local_size)
+    require_memory_for(run, of_learner(folder, run.config), SMALLER)
     return load_policy(folder)
 
 

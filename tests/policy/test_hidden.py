@@ -3,6 +3,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Ernie4_5Config,
+    Ernie4_5ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -64,6 +66,8 @@ def made(name: str) -> PreTrainedModel:
         "mistral, sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8)),
         "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8)),
+        "ernie": lambda: Ernie4_5ForCausalLM(Ernie4_5Config(**SHAPE, head_dim=8)),
+        "llama with dropout": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.1)),
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=2)),
     }
     model: PreTrainedModel = models[name]().eval()
@@ -97,12 +101,18 @@ def test_states_and_gradients_are_those_of_the_models_own_forward_pass(name: str
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mistral, sliding", "qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", ["mistral, sliding", "qwen3", "ernie", "llama with dropout", "gemma2", "gpt2"])
 def test_a_model_whose_last_layer_does_more_is_left_to_itself(name: str) -> None:
     model = made(name)
     assert not computes_alone(model.base_model)
     expected = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state[ROW, POSITION]
     assert torch.equal(hidden_at(model, IDS, ROW, POSITION), expected)
+
+
+def test_in_bf16_too_another_rotation_is_told() -> None:
+    model = made("ernie")
+    lower(model)
+    assert not computes_alone(model.base_model)
 
 
 def test_the_last_layers_network_sees_only_the_places_that_are_read() -> None:

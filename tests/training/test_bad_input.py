@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from app.core.configs import CONFIGS
 from app.core.folders import write_folder
 from app.core.records import RunError
 from app.core.vocabulary import RunKind
 from app.policy.checkpoint import load_policy
-from app.policy.reward_model import ProbeReward, RewardSettings, save_reward_model
+from app.policy.reward_model import HeadReward, ProbeReward, RewardSettings, save_reward_model
 from app.policy.starter import make_starter
 from app.training import __main__ as entry
-from app.training import memory
+from app.training import dpo, memory, networks, reward, sft
 from tests.training import test_dpo, test_ppo_options, test_reward, test_sft
 from tests.training import toy_ppo as toy
 from tests.training.judgments import DATA
@@ -204,6 +205,35 @@ def test_a_reward_model_that_cannot_serve_is_refused(
     assert message in refused(make("ppo", folders={"reward_model": folder})).message
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: edit("config.json", model_type="unheard-of")(folder), "cannot be loaded"),
+        (lambda folder: edit("config.json", num_hidden_layers=3)(folder), "is missing from its weights"),
+        (lambda folder: without(folder / "model.safetensors", "score.weight"), "score.weight is missing"),
+    ],
+    ids=["unknown type", "another shape", "no score"],
+)
+def test_a_reward_head_that_cannot_serve_is_refused(
+    make: Make, models: Path, tmp_path: Path, change: Change, message: str
+) -> None:
+    policy = load_policy(models / "policy")
+    body = AutoModelForSequenceClassification.from_pretrained(models / "policy", num_labels=1, dtype=torch.float32)
+    head = HeadReward(RewardSettings(), body)
+    write_folder(tmp_path / "head", lambda folder: save_reward_model(folder, head, policy.tokenizer))
+    (tmp_path / "head" / "manifest.json").unlink()
+    change(tmp_path / "head")
+    error = refused(make("ppo", folders={"reward_model": tmp_path / "head"}))
+    assert message in error.message
+    assert error.mend
+
+
+def without(path: Path, name: str) -> None:
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_folder_to_start_from_a_run_is_refused(make: Make, tmp_path: Path, kind: str) -> None:
     error = refused(make(kind, folders={"policy": tmp_path / "nowhere"}))
@@ -220,7 +250,10 @@ def test_a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_loaded(
     root = make(kind)
     free = {"bytes": least - 1}
     monkeypatch.setattr(memory, "free_memory", lambda device: free["bytes"])
-    error = refused(root)
+    loaded = {"sft": sft, "head": reward, "probe": reward, "dpo": dpo, "ppo": networks}[kind]
+    with monkeypatch.context() as early:
+        early.delattr(loaded, "load_policy")
+        error = refused(root)
     assert error.kind == "memory"
     assert "The run needs at least" in error.message
     assert "machine with more memory" in error.mend

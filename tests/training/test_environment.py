@@ -21,6 +21,7 @@ from app.training.environment import attempts, record_attempt, this_attempt
 from app.training.run import Run
 
 Make = Callable[..., Path]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -45,11 +46,12 @@ def test_each_start_is_an_entry_with_what_it_ran_on(make_run: Make, start: Calla
     assert len(entries) == 2
     first, second = entries
     assert first["time"] < second["time"]
-    assert {k: first[k] for k in ("seed", "threads", "python", "devices")} == {
+    assert {k: first[k] for k in ("seed", "threads", "python", "device", "processes")} == {
         "seed": 41,
         "threads": 1,
         "python": platform.python_version(),
-        "devices": [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else ["cpu"],
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "processes": 1,
     }
     for name in ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors"):
         assert first["packages"][name] == version(name)
@@ -76,7 +78,7 @@ def test_without_git_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment._commit(tmp_path) is None
     monkeypatch.setattr(environment, "PACKAGES", ("no-such-package",))
-    assert this_attempt(1).packages == {"no-such-package": None}
+    assert this_attempt(1, CPU).packages == {"no-such-package": None}
 
 
 def test_no_secret_no_host_and_no_path_is_written(
@@ -95,7 +97,7 @@ def test_no_secret_no_host_and_no_path_is_written(
 def test_a_file_that_cannot_be_read_is_begun_anew(tmp_path: Path, damage: str) -> None:
     directory = RunDir(tmp_path)
     directory.environment.write_text(damage)
-    record_attempt(directory, seed=5)
+    record_attempt(directory, seed=5, device=CPU)
     [only] = attempts(directory)
     assert only.seed == 5
 
@@ -108,5 +110,5 @@ def test_a_full_disk_ends_nothing(
 
     monkeypatch.setattr(environment, "write_file", full)
     with caplog.at_level(logging.WARNING):
-        record_attempt(RunDir(tmp_path), seed=5)
+        record_attempt(RunDir(tmp_path), seed=5, device=CPU)
     assert "No space left" in caplog.text

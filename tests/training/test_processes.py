@@ -232,8 +232,11 @@ def both(one: Path, two: Path) -> None:
     assert ended([*launch(1, train, one), *launch(2, train, two)]) == [0, 0, 0]
 
 
-def test_supervised_fine_tuning_is_the_same_in_two_processes(runs_of: Callable[..., list[Path]]) -> None:
-    one, two = runs_of("sft", ["one", "two"])
+@pytest.mark.parametrize("more", [{}, {"packing": True, "micro_batch_size": None}], ids=["rows", "packed"])
+def test_supervised_fine_tuning_is_the_same_in_two_processes(
+    runs_of: Callable[..., list[Path]], more: dict[str, Any]
+) -> None:
+    one, two = runs_of("sft", ["one", "two"], **more)
     both(one, two)
     assert_same_but_for_rounding(one, two)
     assert [row["step"] for row in trajectory(two) if row["phase"] == "train"] == [1, 2, 3]
