@@ -11,6 +11,15 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+class Mode(StrEnum):
+    """What a project asks of its annotators."""
+
+    PAIR = "pair"
+    RANK = "rank"
+    CHAT = "chat"
+    DEMONSTRATE = "demonstrate"
+
+
 class Split(StrEnum):
     """Which side of the leak-free split a prompt stands on."""
 
@@ -35,6 +44,7 @@ class DrawReason(StrEnum):
     REPEAT = "repeat"
     CONTEST = "contest"
     UNCERTAIN = "uncertain"
+    CHAT = "chat"
 
 
 class ComparisonState(StrEnum):
@@ -61,6 +71,43 @@ class Verdict(StrEnum):
     RIGHT = "right"
     TIE = "tie"
     BOTH_BAD = "both_bad"
+
+
+class Flag(StrEnum):
+    """What an annotator may say of one answer, whichever is the better."""
+
+    UNSAFE = "unsafe"
+    WRONG = "wrong"
+    OFF_TOPIC = "off_topic"
+    IDENTITY_LEAK = "identity_leak"
+    BROKEN = "broken"
+
+
+class SkipReason(StrEnum):
+    """Why somebody leaves a task to others."""
+
+    UNSURE = "unsure"
+    TOO_LONG = "too_long"
+    NOT_MY_FIELD = "not_my_field"
+    UNPLEASANT = "unpleasant"
+    OTHER = "other"
+
+
+class WritingState(StrEnum):
+    """The memory of one person's meeting with one prompt that asks for an ideal answer."""
+
+    LEASED = "leased"
+    WRITTEN = "written"
+    SKIPPED = "skipped"
+    EXPIRED = "expired"
+
+
+class ChatState(StrEnum):
+    """`open` takes another turn; the others are final."""
+
+    OPEN = "open"
+    FINISHED = "finished"
+    ABANDONED = "abandoned"
 
 
 class FinishReason(StrEnum):

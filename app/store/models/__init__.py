@@ -1,13 +1,22 @@
 """The tables, one file a noun. A table's docstring says what a row is; its constraints say what it cannot be."""
 
-from app.store.models.account import Account, AccountKind, Owner, SetupToken, SignIn, SignInThrottle
+from app.store.models.account import (
+    Account,
+    AccountKind,
+    Identity,
+    Owner,
+    PasswordReset,
+    SetupToken,
+    SignIn,
+    SignInThrottle,
+)
 from app.store.models.audit import AuditEvent
 from app.store.models.base import Base, new_id
 from app.store.models.checkpoint import Checkpoint, Promotion
-from app.store.models.comparison import Assignment, Candidate, Comparison, DroppedPairs, Slot, SlotState
-from app.store.models.judgment import Judgment, JudgmentRevision
+from app.store.models.comparison import Assignment, Candidate, Comparison, DroppedPairs, Gold, Slot, SlotState
+from app.store.models.judgment import Draft, Judgment, JudgmentRevision, Skill
 from app.store.models.project import Guideline, Invitation, Membership, Project
-from app.store.models.prompt import Completion, Demonstration, Prompt
+from app.store.models.prompt import Chat, ChatTurn, Completion, Demonstration, Prompt, Writing
 from app.store.models.run import Run, RunMetric, RunSample
 from app.store.models.snapshot import Snapshot, SnapshotJudgment
 
@@ -18,17 +27,23 @@ __all__ = [
     "AuditEvent",
     "Base",
     "Candidate",
+    "Chat",
+    "ChatTurn",
     "Checkpoint",
     "Comparison",
     "Completion",
     "Demonstration",
+    "Draft",
     "DroppedPairs",
+    "Gold",
     "Guideline",
+    "Identity",
     "Invitation",
     "Judgment",
     "JudgmentRevision",
     "Membership",
     "Owner",
+    "PasswordReset",
     "Project",
     "Promotion",
     "Prompt",
@@ -38,9 +53,11 @@ __all__ = [
     "SetupToken",
     "SignIn",
     "SignInThrottle",
+    "Skill",
     "Slot",
     "SlotState",
     "Snapshot",
     "SnapshotJudgment",
+    "Writing",
     "new_id",
 ]

@@ -20,13 +20,14 @@ class AccountKind(StrEnum):
 class Account(Base):
     """Somebody who judges or runs projects. Deactivated, never deleted: the judgments stay.
 
-    `username_key` is the case-folded username. Erasure clears both and the password, and keeps the row.
+    `username_key` is the case-folded username. Erasure clears both and the password, and keeps the row. Without a
+    password somebody signs in by an `Identity` only.
     """
 
     __tablename__ = "account"
     __table_args__ = (
         CheckConstraint("(username IS NULL) = (username_key IS NULL)", name="username_with_key"),
-        CheckConstraint("(username IS NULL) = (password_hash IS NULL)", name="username_with_password"),
+        CheckConstraint("username IS NOT NULL OR password_hash IS NULL", name="password_with_username"),
         CheckConstraint("kind = 'person' OR username IS NULL", name="imported_cannot_sign_in"),
         CheckConstraint("kind = 'imported' OR username IS NOT NULL OR erased_at IS NOT NULL", name="person_signs_in"),
     )
@@ -50,6 +51,32 @@ class Owner(Base):
     singleton: Mapped[bool] = mapped_column(primary_key=True, default=True)
     account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("account.id"), unique=True)
     created_at: Mapped[Created]
+
+
+class Identity(Base):
+    """Who somebody is at an OpenID Connect provider: its issuer and the subject that it names them by."""
+
+    __tablename__ = "identity"
+    __table_args__ = (Index(None, "account_id"),)
+
+    issuer: Mapped[str] = mapped_column(Text, primary_key=True)
+    subject: Mapped[str] = mapped_column(Text, primary_key=True)
+    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("account.id"))
+    created_at: Mapped[Created]
+
+
+class PasswordReset(Base):
+    """A one-time link that sets a new password; only the hash of its token is kept."""
+
+    __tablename__ = "password_reset"
+    __table_args__ = (Index(None, "account_id"),)
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("account.id"))
+    created_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("account.id"))
+    created_at: Mapped[Created]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
 
 
 class SetupToken(Base):

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     CheckConstraint,
@@ -9,6 +10,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     SmallInteger,
+    Text,
     UniqueConstraint,
     func,
     text,
@@ -23,7 +25,8 @@ class Comparison(Base):
     """K completions of one prompt to be compared, why they were drawn and with which probability.
 
     `checkpoint_id` is the policy that wrote all of them, null where they come from elsewhere or from several.
-    `votes_wanted` is the number of slots it was born with; gold has none.
+    `votes_wanted` is the number of its slots that are not retired; gold and repeats, which check the annotator, have
+    none. Of higher `priority` are handed out first.
     """
 
     __tablename__ = "comparison"
@@ -35,7 +38,9 @@ class Comparison(Base):
         ForeignKeyConstraint(["project_id", "repeat_of"], ["comparison.project_id", "comparison.id"]),
         CheckConstraint("probability > 0 AND probability <= 1", name="probability"),
         CheckConstraint("(reason = 'repeat') = (repeat_of IS NOT NULL)", name="repeat_names_original"),
-        CheckConstraint("(reason = 'gold') = (votes_wanted = 0) AND votes_wanted >= 0", name="gold_has_no_slots"),
+        CheckConstraint(
+            "(reason IN ('gold', 'repeat')) = (votes_wanted = 0) AND votes_wanted >= 0", name="checks_have_no_slots"
+        ),
         Index("ix_comparison_open", "project_id", "checkpoint_id", postgresql_where=text("state = 'open'")),
     )
 
@@ -47,6 +52,7 @@ class Comparison(Base):
     probability: Mapped[float]
     state: Mapped[ComparisonState] = mapped_column(words(ComparisonState, "state"), default=ComparisonState.OPEN)
     votes_wanted: Mapped[int] = mapped_column(SmallInteger)
+    priority: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
     repeat_of: Mapped[uuid.UUID | None]
     created_at: Mapped[Created]
 
@@ -116,7 +122,7 @@ class Slot(Base):
     """One wanted vote of a comparison. A judgment counts exactly while its annotator fills a slot.
 
     `draw_key` is random: people start at random points of the free slots, so that they meet neither each other nor the
-    same prompt twice in a row.
+    same prompt twice in a row. `priority` is the comparison's, kept here for the hot index.
     """
 
     __tablename__ = "slot"
@@ -132,7 +138,7 @@ class Slot(Base):
         Index(
             "uq_slot_holder", "comparison_id", "holder_id", unique=True, postgresql_where=text("holder_id IS NOT NULL")
         ),
-        Index("ix_slot_free", "project_id", "draw_key", postgresql_where=text("state = 'free'")),
+        Index("ix_slot_free", "project_id", "priority", "draw_key", postgresql_where=text("state = 'free'")),
     )
 
     comparison_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -140,7 +146,32 @@ class Slot(Base):
     project_id: Mapped[uuid.UUID]
     state: Mapped[str] = mapped_column(default=SlotState.FREE)
     holder_id: Mapped[uuid.UUID | None]
+    priority: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
     draw_key: Mapped[float] = mapped_column(server_default=func.random())
+
+
+class Gold(Base):
+    """The answer that is known for a gold comparison, and why, for whoever answers it otherwise.
+
+    `tiers` sorts the canonical positions, best first. `qualification` is for the round before the first judgment, where
+    the explanation is shown; the others are mixed in unmarked. Retired gold is handed out no more.
+    """
+
+    __tablename__ = "gold"
+    __table_args__ = (
+        ForeignKeyConstraint(["project_id", "comparison_id"], ["comparison.project_id", "comparison.id"]),
+        CheckConstraint("jsonb_typeof(tiers) = 'array'", name="tiers"),
+        Index("ix_gold_project_id", "project_id", postgresql_where=text("retired_at IS NULL")),
+    )
+
+    comparison_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    project_id: Mapped[uuid.UUID]
+    tiers: Mapped[list[Any]]
+    explanation: Mapped[str] = mapped_column(Text, default="")
+    qualification: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    created_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("account.id"))
+    created_at: Mapped[Created]
+    retired_at: Mapped[datetime | None]
 
 
 class DroppedPairs(Base):
