@@ -180,22 +180,29 @@ def unloadable(folder: Path, error: Exception) -> Invalid:
 
 
 def _load_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    model, missing = from_folder(AutoModelForCausalLM, folder, dtype=dtype)
+    if missing:
+        raise Invalid(f"The weights in {folder.name} are incomplete: {missing[0]} is missing.", "Bring all files.")
+    return model.eval()
+
+
+def from_folder(kind: Any, folder: Path, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model by one of transformers' automatic classes, from safetensors only and without code of its own.
+
+    Beside it stand the weights that the folder lacks, which transformers makes up. Invalid where nothing can be loaded.
+    """
     try:
-        answer: Any = AutoModelForCausalLM.from_pretrained(
+        answer: Any = kind.from_pretrained(
             folder,
-            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **settings,
         )
     except UNLOADABLE as error:
         raise unloadable(folder, error) from error
-    model: PreTrainedModel = answer[0]
-    # transformers makes up what is missing.
-    if missing := sorted(answer[1]["missing_keys"]):
-        raise Invalid(f"The weights in {folder.name} are incomplete: {missing[0]} is missing.", "Bring all files.")
-    return model.eval()
+    return answer[0], sorted(answer[1]["missing_keys"])
 
 
 def _download(source: str) -> Path:

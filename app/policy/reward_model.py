@@ -15,7 +15,7 @@ in log-odds of Bradley and Terry's model, and the reward is (raw - offset) x sca
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from app.core.errors import Invalid
 from app.core.folders import MANIFEST, verify_folder
-from app.policy.checkpoint import UNLOADABLE, check_files, load_policy, unloadable
+from app.policy.checkpoint import check_files, from_folder, load_policy
 from app.policy.hidden import hidden_at
 from app.policy.lora import ADAPTER, heard, merged, save_adapter
 from app.policy.reading import Reader
@@ -253,20 +253,8 @@ def load_reward_model(folder: Path) -> RewardModel:
     except (OSError, ValidationError) as error:
         raise Invalid(f"{folder.name} is not a reward model: {SETTINGS} is missing or unreadable.", _MEND) from error
     if settings.kind == "head":
-        try:
-            answer: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                num_labels=1,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except UNLOADABLE as error:
-            raise unloadable(folder, error) from error
-        body: PreTrainedModel = answer[0]
-        # transformers makes up what is missing, a score too.
-        if missing := sorted(answer[1]["missing_keys"]):
+        body, missing = from_folder(AutoModelForSequenceClassification, folder, num_labels=1, dtype=torch.float32)
+        if missing:
             raise Invalid(f"{folder.name} is not a reward model: {missing[0]} is missing from its weights.", _MEND)
         head = HeadReward(settings, body)
         if settings.members > 1:

@@ -51,13 +51,21 @@ def read_tokens(
     if head is None:
         logits = token_logits(model, ids, row, position)
     else:
-        hidden, lowered = hidden_at(model, ids, row, position), compute_dtype(model) is torch.bfloat16
-        if lowered or len(token) * len(head.weight) > CHUNK:
-            # In bf16 the model's own head would round its logits to three digits; this one keeps the sums' fp32.
+        hidden = hidden_at(model, ids, row, position)
+        if in_chunks(model, head, len(token)):
+            lowered = compute_dtype(model) is torch.bfloat16
             return head_reading(hidden, head.weight, head.bias, token, temperature, entropy=entropy, lowered=lowered)
         logits = head(hidden)
     spread = losses.entropy(logits, temperature) if entropy else None
     return Reading(losses.token_logprobs(logits, token, temperature), spread)
+
+
+def in_chunks(model: PreTrainedModel, head: nn.Linear, tokens: int) -> bool:
+    """Whether so many tokens' logits are made in chunks by `head_reading`: where they are many, and always in bf16.
+
+    There the model's own head would round its logits to three digits; `head_reading` keeps the sums' fp32.
+    """
+    return compute_dtype(model) is torch.bfloat16 or tokens * len(head.weight) > CHUNK
 
 
 def token_logits(model: PreTrainedModel, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
@@ -78,15 +86,15 @@ def head_reading(
     entropy: bool = False,
     best: Tensor | None = None,
     lowered: bool = False,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Reading:
-    """`Reading` of logits = hidden weight^T + bias, [N, H] and [V, H], of which at most `chunk` exist at any time.
+    """`Reading` of logits = hidden weight^T + bias, [N, H] and [V, H], at most `chunk` (else CHUNK) at once.
 
     `best` [N], where given, is filled with the tokens that are the most likely ones.
     `lowered` multiplies bf16 factors into fp32 sums where the device can (a GPU); elsewhere in the factors' own type.
     """
     low = lowered and hidden.is_cuda
-    logprobs, spread = _HeadReading.apply(hidden, weight, bias, token, temperature, entropy, low, chunk, best)
+    logprobs, spread = _HeadReading.apply(hidden, weight, bias, token, temperature, entropy, low, chunk or CHUNK, best)
     return Reading(logprobs, spread if entropy else None)
 
 

@@ -99,13 +99,16 @@ def state_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def load_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Go on from what `state_of` gave."""
-    if heard(model) is None:
-        model.load_state_dict(state)
-        return
+    """Go on from what `state_of` gave. RunFailure `checkpoint` for that of another model, or of another LoRA rank."""
+    own = state_of(model)
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            mend = "Start the run anew, or put its settings back to what they were when it was stopped."
+            message = f"The run's checkpoint is of another model: {name} is missing or of another shape."
+            raise RunFailure("checkpoint", message, mend)
     with torch.no_grad():
-        for name, parameter in learning(model):
-            parameter.copy_(state[name])
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
 
 def _score(model: PreTrainedModel) -> dict[str, nn.Parameter]:

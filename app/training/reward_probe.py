@@ -10,6 +10,7 @@ from app.core.configs import RewardConfig
 from app.policy.checkpoint import Policy
 from app.policy.reward_model import ProbeReward, RewardSettings, pack
 from app.training import reward_fit
+from app.training.models import require_finite_weights
 from app.training.reward_checks import check_scores
 from app.training.reward_data import Answer, Comparisons
 from app.training.reward_report import Scored, calibrated, finish, log_step
@@ -21,6 +22,7 @@ CRITIC_RIDGE = 1e-3
 def train(run: Run[RewardConfig], policy: Policy, data: Comparisons) -> None:
     """Steps are: one for each batch of answers read, one for each prior tried, one for each Newton step."""
     config, seed = run.config, run.spec.seed
+    require_finite_weights(policy.model, "policy to read with")
     model = new_probe(policy, data, config)
     model.language_model.to(run.device)  # what is fitted to its features stays on the CPU
     rows = [*data.answers, *data.anchors]

@@ -24,7 +24,7 @@ from app.policy.hidden import hidden_at
 from app.policy.precision import compute_dtype
 from app.policy.starter import new_starter
 from app.training.failures import RunFailure
-from app.training.logprobs import CHUNK, head_reading, plain_head
+from app.training.logprobs import head_reading, in_chunks, plain_head
 from app.training.memory import SMALLER, of_learner, require_memory_for
 from app.training.models import load_state, place, prepare, state_of
 from app.training.optim import MuonAdamW, lr_factor
@@ -204,15 +204,15 @@ def answer_nll(model: PreTrainedModel, batch: Batch, reduction: str = "none") ->
     at, so no attention mask is needed. Where the logits would be many, or the model multiplies in bf16, a head that
     only multiplies is read in chunks.
     """
-    head, lowered = plain_head(model), compute_dtype(model) is torch.bfloat16
-    many = int(batch.targets[:, 1:].sum()) * model.config.get_text_config().vocab_size > CHUNK
-    if head is None or not (many or lowered):
+    head = plain_head(model)
+    if head is None or not in_chunks(model, head, int(batch.targets[:, 1:].sum())):
         logits, tokens = completion_logits(model, batch)
         hits = int((logits.detach().argmax(-1) == tokens).sum())
         return F.cross_entropy(logits, tokens, reduction=reduction), hits
     hidden, tokens = completion_states(model, batch)
     best = torch.empty_like(tokens)
-    reading = head_reading(hidden, head.weight, head.bias, tokens, best=best, lowered=lowered, chunk=CHUNK)
+    lowered = compute_dtype(model) is torch.bfloat16
+    reading = head_reading(hidden, head.weight, head.bias, tokens, best=best, lowered=lowered)
     nll = -reading.logprobs
     return nll.sum() if reduction == "sum" else nll, int((best == tokens).sum())
 

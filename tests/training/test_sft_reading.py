@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.core.configs import TrainConfig
-from app.training import sft
+from app.training import logprobs, sft
 from app.training.models import prepare
 from app.training.sft import _accumulate, answer_nll, completion_logits
 from app.training.sft_data import Example, collate
@@ -50,7 +50,7 @@ def test_chunks_say_what_whole_logits_do(name: str, room: int | None, monkeypatc
             told += list(zip(torch.log_softmax(logits.float(), -1), row.completion, strict=True))
         assert loss == pytest.approx(sum(-float(logp[token]) for logp, token in told) / 12, rel=1e-4)
         assert accuracy == pytest.approx(sum(int(logp.argmax()) == token for logp, token in told) / 12)
-    monkeypatch.setattr(sft, "CHUNK", 150)
+    monkeypatch.setattr(logprobs, "CHUNK", 150)
     calls: list[int] = []
     monkeypatch.setattr(sft, "completion_logits", lambda *a: calls.append(1) or completion_logits(*a))
     cut = figures(model, room)
@@ -67,7 +67,7 @@ def test_the_most_likely_tokens_are_counted_in_chunks_too(monkeypatch: pytest.Mo
         # The last row's second answer token is predicted from its prompt and first answer token alone.
         row = Example("c", [14], [15, int(best[7])], [False, False])
         assert best[7] != 16
-        monkeypatch.setattr(sft, "CHUNK", 60)
+        monkeypatch.setattr(logprobs, "CHUNK", 60)
         assert answer_nll(model, collate([row], 0))[1] == 1 + int(best[6] == 15)
 
 
@@ -77,7 +77,7 @@ def test_bf16_reads_the_head_in_full_precision(name: str) -> None:
     model = prepare(still(name), TrainConfig(precision="bf16"), seed=1)
     seen: list[torch.dtype] = []
     model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    sft.plain_head(model)
+    logprobs.plain_head(model)
     seen.clear()
     nll = answer_nll(model, collate(ROWS, 0))[0]
     assert seen == []  # the model's own head, which would round to three digits, is not asked
@@ -95,7 +95,7 @@ def test_an_adapter_learns_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -
 
     torch.manual_seed(0)
     whole = found()
-    monkeypatch.setattr(sft, "CHUNK", 60)
+    monkeypatch.setattr(logprobs, "CHUNK", 60)
     cut = found()
     assert len(whole[2]) == len(cut[2]) > 0
     for one, other in zip(whole[2], cut[2], strict=True):
@@ -106,14 +106,14 @@ PEAK = """
 import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from app.training import sft
+from app.training import logprobs, sft
 from app.training.sft_data import Example
 torch.set_num_threads(1)
 def most():  # a child's ru_maxrss begins with its parent's
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 model = LlamaForCausalLM(LlamaConfig(vocab_size=40_000, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
     num_attention_heads=1, num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None))
-sft.CHUNK = int(sys.argv[1])
+logprobs.CHUNK = int(sys.argv[1])
 rows = [Example("p", [5], [6] * 64, [False] * 64)] * 16
 sft._accumulate(model, rows[:1], 1.0, None, 0)
 before = most()
