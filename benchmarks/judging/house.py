@@ -26,8 +26,11 @@ PASSWORD = "a password for the load"
 SLUG = "load"
 VOTES = 2
 COMPARISONS_A_PROMPT = 4
+COMPLETION = ["id", "project_id", "prompt_id", "origin", "text", "checkpoint_id", "seed", "temperature", "top_p"]
+COMPLETION += ["max_tokens", "chat_template_hash", "finish_reason"]
 FLOOR_ACCOUNT = "00000000-0000-7000-8000-{:012d}"
-WORDS = "the parcel that you ordered on Tuesday has left our warehouse and will be with you before the end of".split()
+TEXT = "the parcel that you ordered on Tuesday has left our warehouse and will be with you before long"
+WORDS = TEXT.split()
 
 
 def sentence(n: int, words: int) -> str:
@@ -79,8 +82,7 @@ def add(s: Session, project: Project, policy_id: uuid.UUID, numbers: list[int]) 
     copy(
         s,
         Completion,
-        ["id", "project_id", "prompt_id", "origin", "text", "checkpoint_id", "seed", "temperature", "top_p"]
-        + ["max_tokens", "chat_template_hash", "finish_reason"],
+        COMPLETION,
         [(key, project.id, prompt, Origin.SAMPLED, words, *sampled) for key, _, prompt, _, words in answers],
     )
     columns = ["id", "project_id", "prompt_id", "checkpoint_id", "reason", "probability", "state", "votes_wanted"]
@@ -166,10 +168,6 @@ NEVER = {
 def broken(s: Session, ledger: list[str]) -> dict[str, int]:
     """How often each invariant is broken; `ledger` are the keys of the judgments that were acknowledged."""
     found = {what: int(s.execute(text(query)).scalar_one()) for what, query in NEVER.items()}
-    query = text(
-        "SELECT count(*) FROM unnest(CAST(:keys AS uuid[])) AS k"
-        " WHERE (SELECT count(*) FROM judgment_revision r WHERE r.key = k) <> 1"
-    )
     s.execute(text("CREATE TEMP TABLE told AS SELECT key, count(*) AS n FROM judgment_revision GROUP BY key"))
     query = text(
         "SELECT count(*) FROM unnest(CAST(:keys AS uuid[])) AS k LEFT JOIN told ON told.key = k"

@@ -210,29 +210,37 @@ class Judging(RuleBasedStateMachine):
         self.policy = self.make.policy(self.project)
         checkpoints.promote(self.s, self.project.id, self.policy.id, None)
 
-    @rule(who=PEOPLE)
-    def deactivate(self, who):
-        with contextlib.suppress(NotFound):
-            accounts.deactivate(self.s, self.project.id, self.people[who].id, self.admin.id)
+    @rule(who=PEOPLE, count=st.integers(min_value=1, max_value=3), verdict=VERDICTS)
+    def work(self, who, count, verdict):
+        """What people do most: take what is there and judge one of it."""
+        self.claim(who, count)
+        self.submit(who, len(self.shown[who]) - 1, verdict)
 
-    @rule(wanted=st.integers(min_value=1, max_value=3))
-    def want(self, wanted):
-        """Wanted votes change for all comparisons that are open."""
-        comparisons.want_votes(self.s, self.project.id, wanted, self.admin.id)
+    @rule(wanted=st.integers(min_value=1, max_value=3), which=st.integers(min_value=0))
+    def distribute(self, wanted, which):
+        """Wanted votes change for all comparisons that are open, or a priority for one."""
+        if which % 2:
+            comparisons.want_votes(self.s, self.project.id, wanted, self.admin.id)
+        else:
+            query = text("SELECT id FROM comparison WHERE project_id = :p ORDER BY id")
+            every = list(self.s.scalars(query, {"p": self.project.id}))
+            one = every[which // 2 % len(every)]
+            comparisons.prioritise(self.s, self.project.id, Comparison.id == one, wanted - 2)
 
-    @rule(which=st.integers(min_value=0), priority=st.integers(min_value=-1, max_value=1))
-    def prioritise(self, which, priority):
-        every = list(self.s.scalars(text("SELECT id FROM comparison WHERE project_id = :p"), {"p": self.project.id}))
-        comparisons.prioritise(self.s, self.project.id, Comparison.id == every[which % len(every)], priority)
-
-    @rule(who=PEOPLE, paused=st.booleans())
-    def pause(self, who, paused):
-        set_ = f"UPDATE membership SET paused_at = {'now()' if paused else 'NULL'} WHERE account_id = :account"
-        self.s.execute(text(set_), {"account": self.people[who].id})
-
-    @rule(cap=st.none() | st.integers(min_value=1, max_value=4), admins=st.booleans())
-    def limit(self, cap, admins):
-        self.project.cap, self.project.admins_judge = cap, admins
+    @rule(
+        who=PEOPLE,
+        how=st.sampled_from(["on", "on", "paused", "deactivated", "admins", "capped"]),
+        cap=st.integers(min_value=1, max_value=4),
+    )
+    def admit(self, who, how, cap):
+        """Somebody, or everybody, may judge no more, or may again."""
+        if how == "deactivated":
+            with contextlib.suppress(NotFound):
+                accounts.deactivate(self.s, self.project.id, self.people[who].id, self.admin.id)
+        paused = "now()" if how == "paused" else "NULL"
+        query = text(f"UPDATE membership SET paused_at = {paused} WHERE account_id = :account")
+        self.s.execute(query, {"account": self.people[who].id})
+        self.project.cap, self.project.admins_judge = cap if how == "capped" else None, how != "admins"
         self.s.flush()
 
     @rule(who=PEOPLE, which=st.none() | st.integers(min_value=0))

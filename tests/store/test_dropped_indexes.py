@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import text
 
-from app.store import claims, judgments
+from app.store import claims, comparisons, judgments
 from tests.store.machine import failure_of
 
 TABLES = ("assignment", "slot", "candidate", "judgment", "judgment_revision", "gold")
@@ -44,7 +44,7 @@ BUGS = {
     "pk_assignment": Bug(
         ((claims, "_TAKE", r"(SELECT FROM assignment a WHERE) a\.comparison_id = s\.comparison_id", r"\1 false"),)
     ),
-    "pk_slot": Bug(trigger=("BEFORE INSERT", "NEW.position := 0")),
+    "pk_slot": Bug(((comparisons, "_OPEN_MORE", r"short\.top \+ n", "short.top"),)),
     "uq_slot_holder": Bug(
         trigger=(
             "AFTER UPDATE",
