@@ -34,15 +34,20 @@ GUARDS = text(
 
 @dataclass(frozen=True)
 class Bug:
-    """Statements to spoil (module, name, pattern, replacement), or the body of a trigger (when, body) on the table."""
+    """Statements to spoil (module, name, pattern, replacement), or the body of a trigger (when, body) on the table.
+
+    `behind` are the unique indexes that refuse the same bug once the first is gone; they are dropped with it.
+    """
 
     spoil: tuple[tuple[object, str, str, str], ...] = ()
     trigger: tuple[str, str] | None = None
+    behind: tuple[str, ...] = ()
 
 
 BUGS = {
     "pk_assignment": Bug(
-        ((claims, "_TAKE", r"(SELECT FROM assignment a WHERE) a\.comparison_id = s\.comparison_id", r"\1 false"),)
+        ((claims, "_TAKE", r"(SELECT FROM assignment a WHERE) a\.comparison_id = s\.comparison_id", r"\1 false"),),
+        behind=("uq_slot_holder",),
     ),
     "pk_slot": Bug(((comparisons, "_OPEN_MORE", r"short\.top \+ n", "short.top"),)),
     "uq_slot_holder": Bug(
@@ -64,7 +69,8 @@ BUGS = {
         trigger=(
             "BEFORE INSERT",
             "NEW.id := coalesce((SELECT min(id::text)::uuid FROM judgment WHERE account_id <> NEW.account_id), NEW.id)",
-        )
+        ),
+        behind=("pk_judgment_revision",),
     ),
     "uq_judgment_comparison_account": Bug(
         ((judgments, "_STORE", r"ON CONFLICT \(comparison_id, account_id\).*?(?=RETURNING)", ""),)
@@ -107,9 +113,9 @@ def test_without_it_the_machine_fails_and_with_it_the_database_refuses(make, ses
         )
         session.execute(text(f"CREATE TRIGGER bug {when} ON {table} FOR EACH ROW EXECUTE FUNCTION bug()"))
     assert f'unique constraint "{name}"' in failure_of(make)
-    if name == "uq_slot_holder":
-        session.execute(text(f"DROP INDEX {name}"))
-    else:
-        session.execute(text(f"ALTER TABLE {table} DROP CONSTRAINT {name} CASCADE"))
+    for dropped in (name, *bug.behind):
+        on = session.execute(text("SELECT tablename FROM pg_indexes WHERE indexname = :i"), {"i": dropped}).scalar_one()
+        session.execute(text(f"ALTER TABLE {on} DROP CONSTRAINT IF EXISTS {dropped} CASCADE"))
+        session.execute(text(f"DROP INDEX IF EXISTS {dropped}"))
     found = failure_of(make)
     assert "AssertionError" in found, found
