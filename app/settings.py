@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="The address the web process listens on.")
     port: int = Field(8000, ge=1, le=65535, description="The port the web process listens on.")
+    web_processes: int = Field(
+        1, ge=1, le=64, description="How many web processes `serve` runs on that port; two serve a few dozen people."
+    )
     public_url: str | None = Field(
         None, description="The address that people type, where it differs, as https://judge.example.org behind a proxy."
     )

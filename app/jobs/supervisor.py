@@ -62,6 +62,11 @@ class Child:
         self.process, self.due = None, now + self.pause_s
         self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
 
+    def ask(self) -> None:
+        """Ask it to stop and do not wait, so that several stop at the same time."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
     def stop(self, seconds: float) -> None:
         """Ask it to stop, wait, and kill what is left."""
         if self.process is not None:
@@ -92,9 +97,12 @@ def serve(settings: Settings, say: Callable[[str], None]) -> bool:
     with listening(settings) as listener, database.opened(settings) as url:
         database.migrated(url)
         environment = {**of_our_own(), "PAIRWRIGHT_DATABASE_URL": url}
-        web = Child("web", ["-m", "app", "web", "--fd", str(listener.fileno())], environment, (listener.fileno(),))
+        # Whichever is idle takes the next connection.
+        command = ["-m", "app", "web", "--fd", str(listener.fileno())]
+        webs = [Child("web", command, environment, (listener.fileno(),)) for _ in range(settings.web_processes)]
         worker = Child("worker", ["-m", "app", "worker"], environment)
-        web.tend()
+        for web in webs:
+            web.tend()
         say(f"Pairwright is at {settings.address} - stop it with Ctrl-C")
         link = owner_link(settings, url)
         if link:
@@ -102,8 +110,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> bool:
         try:
             looked = time.monotonic()
             while not stopping.wait(0.2):
-                web.tend()
-                worker.tend()
+                for child in (*webs, worker):
+                    child.tend()
                 if time.monotonic() - looked > LOOK_AFTER_DATABASE_S:
                     database.revive(settings, url)
                     looked = time.monotonic()
@@ -111,7 +119,10 @@ def serve(settings: Settings, say: Callable[[str], None]) -> bool:
             return False
         finally:
             say("Stopping: open pages are answered, training leaves a checkpoint, the database closes last.")
-            web.stop(WEB_DRAINS_S)
+            for web in webs:
+                web.ask()
+            for web in webs:
+                web.stop(WEB_DRAINS_S)
             worker.stop(WORKER_STOPS_S)
     return True
 

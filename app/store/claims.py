@@ -8,15 +8,17 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Row, select, text, update
 from sqlalchemy.orm import Session
 
 from app.core.errors import NotFound
 from app.core.pairing import side_order
 from app.core.records import Message
-from app.core.vocabulary import AssignmentState, ComparisonState
-from app.store.models import Assignment, Comparison, Slot, SlotState
+from app.core.vocabulary import AssignmentState
+from app.store import checks
+from app.store.models import Assignment
 
 MOST_AT_ONCE = 5000  # leases ended by one call; the next one takes the rest
 
@@ -37,50 +39,94 @@ class Task:
     policies: list[str | None]
 
 
-# The lock lets a person's two tabs claim one after the other, so that they share leases instead of doubling them.
+# The lock lets a person's two tabs claim one after the other, so that they share leases instead of doubling them. Whom
+# `stopped` names is handed nothing new (app.store.standing says why, in words).
 _LOCK_MEMBER = text(
     """
-    SELECT p.lease_seconds
+    SELECT p.lease_seconds, p.cap, p.gold_rate > 0 OR p.repeat_rate > 0 AS checked,
+        m.paused_at IS NOT NULL OR (m.role = 'admin' AND NOT p.admins_judge)
+            OR (p.qualify_on > 0 AND m.failed_at IS NOT NULL) AS stopped,
+        p.qualify_on > 0 AND m.qualified_at IS NULL AND m.role <> 'admin' AS qualifying
     FROM membership m JOIN project p ON p.id = m.project_id
     WHERE m.project_id = :project AND m.account_id = :account AND m.deactivated_at IS NULL
     FOR NO KEY UPDATE OF m
     """
 )
 
-# What was taken back by undo comes first, then the longest held.
+# What was taken back by undo comes first, then the longest held. What was given already is counted by the same
+# statement: a judgment that another tab is about to commit is either a lease here or given, never both or neither.
 _LIVE = text(
     """
-    SELECT a.comparison_id, a.lease_expires_at < now() + make_interval(secs => :lease) / 2 AS old
-    FROM assignment a LEFT JOIN judgment j ON j.comparison_id = a.comparison_id AND j.account_id = a.account_id
-    WHERE a.project_id = :project AND a.account_id = :account AND a.state = 'leased' AND a.lease_expires_at > now()
-    ORDER BY j.judged_at DESC NULLS LAST, a.leased_at, a.comparison_id
-    LIMIT :count
+    SELECT live.comparison_id, live.old, CASE WHEN :capped THEN (
+        SELECT count(*) FROM judgment WHERE project_id = :project AND account_id = :account AND NOT withdrawn
+    ) + (
+        SELECT count(*) FROM writing WHERE project_id = :project AND account_id = :account AND state = 'written'
+    ) ELSE 0 END AS given
+    FROM (VALUES (1)) always LEFT JOIN LATERAL (
+        SELECT a.comparison_id, a.lease_expires_at < now() + make_interval(secs => :lease) / 2 AS old,
+            row_number() OVER (ORDER BY j.judged_at DESC NULLS LAST, a.leased_at, a.comparison_id) AS place
+        FROM assignment a LEFT JOIN judgment j ON j.comparison_id = a.comparison_id AND j.account_id = a.account_id
+        WHERE a.project_id = :project AND a.account_id = :account AND a.state = 'leased' AND a.lease_expires_at > now()
+    ) live ON live.place <= :count
+    ORDER BY live.place
     """
 )
 
-# Look along the free slots from a random point, prefer prompts of which this person holds nothing yet, lock only what
-# is taken. Whoever else looks at the same slots skips the locked ones. The unique indexes guarantee what this only
-# filters.
+# What another tab is submitting this very moment needs no longer lease, and is not waited for.
+_RENEW = text(
+    """
+    UPDATE assignment SET lease_expires_at = now() + make_interval(secs => :lease)
+    WHERE account_id = :account AND comparison_id IN (
+        SELECT comparison_id FROM assignment
+        WHERE account_id = :account AND comparison_id = ANY(:held) AND state = 'leased'
+        FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+
+# From the highest priority down, look along the free slots from a random point and around, prefer prompts of which this
+# person holds nothing yet, lock only what is taken. Whoever else looks at the same slots skips the locked ones. The
+# unique indexes guarantee what this only filters.
 _TAKE = text(
     """
-    WITH near AS MATERIALIZED (
-        SELECT s.comparison_id, s.position, s.draw_key, c.prompt_id
-        FROM slot s JOIN comparison c ON c.id = s.comparison_id
-        WHERE s.project_id = :project AND s.state = 'free' AND s.draw_key >= :start
-            AND NOT EXISTS (
-                SELECT FROM assignment a WHERE a.comparison_id = s.comparison_id AND a.account_id = :account
+    WITH RECURSIVE level AS (
+        SELECT max(s.priority) AS priority FROM slot s WHERE s.project_id = :project AND s.state = 'free'
+        UNION ALL
+        SELECT (
+            SELECT max(s.priority) FROM slot s
+            WHERE s.project_id = :project AND s.state = 'free' AND s.priority < level.priority
+        ) FROM level WHERE level.priority IS NOT NULL
+    ), near AS MATERIALIZED (
+        SELECT level.priority, unmet.*
+        FROM level CROSS JOIN LATERAL (
+            (
+                SELECT s.comparison_id, s.position, s.draw_key, false AS around FROM slot s
+                WHERE s.project_id = :project AND s.state = 'free' AND s.priority = level.priority
+                    AND s.draw_key >= :start AND NOT EXISTS (
+                        SELECT FROM assignment a WHERE a.comparison_id = s.comparison_id AND a.account_id = :account
+                    )
+                ORDER BY s.draw_key LIMIT :look
+            ) UNION ALL (
+                SELECT s.comparison_id, s.position, s.draw_key, true AS around FROM slot s
+                WHERE s.project_id = :project AND s.state = 'free' AND s.priority = level.priority
+                    AND s.draw_key < :start AND NOT EXISTS (
+                        SELECT FROM assignment a WHERE a.comparison_id = s.comparison_id AND a.account_id = :account
+                    )
+                ORDER BY s.draw_key LIMIT :look
             )
-        ORDER BY s.draw_key
+        ) unmet
         LIMIT :look
+    ), one AS MATERIALIZED (
+        SELECT DISTINCT ON (comparison_id) * FROM near ORDER BY comparison_id, around, draw_key
     ), spread AS MATERIALIZED (
-        SELECT DISTINCT ON (prompt_id) comparison_id, position, draw_key,
-            prompt_id IN (SELECT prompt_id FROM comparison WHERE id = ANY(:held)) AS met
-        FROM near ORDER BY prompt_id, draw_key
+        SELECT one.*, (c.prompt_id IN (SELECT prompt_id FROM comparison WHERE id = ANY(:held)))::int
+            + row_number() OVER (PARTITION BY one.priority, c.prompt_id ORDER BY one.around, one.draw_key) AS met
+        FROM one JOIN comparison c ON c.id = one.comparison_id
     ), taken AS MATERIALIZED (
         SELECT s.comparison_id, s.position
         FROM spread JOIN slot s ON s.comparison_id = spread.comparison_id AND s.position = spread.position
         WHERE s.state = 'free'
-        ORDER BY spread.met, spread.draw_key
+        ORDER BY spread.priority DESC, spread.met, spread.around, spread.draw_key
         LIMIT :count
         FOR UPDATE OF s SKIP LOCKED
     ), leased AS (
@@ -95,17 +141,25 @@ _TAKE = text(
     """
 )
 
-# Nothing new is left, but this person once let a lease run out on something that still wants a vote.
+# Nothing new is left, but this person once let a lease run out on something that still wants a vote. The meeting is
+# locked before the slot, as a late judgment of it does.
 _TAKE_AGAIN = text(
     """
     WITH mine AS MATERIALIZED (
-        SELECT DISTINCT ON (a.comparison_id) a.comparison_id, s.position
-        FROM assignment a JOIN slot s ON s.comparison_id = a.comparison_id
-        WHERE a.project_id = :project AND a.account_id = :account AND a.state = 'expired' AND s.state = 'free'
+        SELECT a.comparison_id, a.leased_at FROM assignment a
+        WHERE a.project_id = :project AND a.account_id = :account AND a.state = 'expired'
+            AND EXISTS (SELECT FROM slot s WHERE s.comparison_id = a.comparison_id AND s.state = 'free')
+        ORDER BY a.leased_at LIMIT :look
+        FOR UPDATE OF a SKIP LOCKED
+    ), open AS MATERIALIZED (
+        SELECT DISTINCT ON (mine.comparison_id) mine.comparison_id, s.position, s.priority, mine.leased_at
+        FROM mine JOIN slot s ON s.comparison_id = mine.comparison_id WHERE s.state = 'free'
+        ORDER BY mine.comparison_id, s.position
     ), taken AS MATERIALIZED (
         SELECT s.comparison_id, s.position
-        FROM mine JOIN slot s ON s.comparison_id = mine.comparison_id AND s.position = mine.position
+        FROM open JOIN slot s ON s.comparison_id = open.comparison_id AND s.position = open.position
         WHERE s.state = 'free'
+        ORDER BY open.priority DESC, open.leased_at
         LIMIT :count
         FOR UPDATE OF s SKIP LOCKED
     ), leased AS (
@@ -144,51 +198,65 @@ _TASKS = text(
 def claim(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, count: int = 2) -> list[Task]:
     """Up to `count` comparisons leased to this person: first those that already are (two tabs share), then new ones.
 
-    An empty list means that nothing waits for this person. NotFound for somebody who is not, or no longer, a member.
+    New ones of the highest priority come first. Nothing new goes to somebody who may not judge right now, nor past the
+    cap, under which what is held counts as given. An empty list means that nothing waits for this person. NotFound for
+    somebody who is not, or no longer, a member.
     """
-    lease = lock_member(s, project_id, account_id)
-    who = {"project": project_id, "account": account_id, "lease": lease}
-    live = s.execute(_LIVE, who | {"count": count}).all()
-    held = [row.comparison_id for row in live]
+    member = _lock(s, project_id, account_id)
+    who = {"project": project_id, "account": account_id, "lease": member.lease_seconds}
+    live = s.execute(_LIVE, who | {"count": count, "capped": member.cap is not None}).all()
+    held = [row.comparison_id for row in live if row.comparison_id is not None]
     if any(row.old for row in live):
-        s.execute(
-            update(Assignment)
-            .where(Assignment.account_id == account_id, Assignment.comparison_id.in_(held))
-            .values(lease_expires_at=text("now() + make_interval(secs => :lease)").bindparams(lease=lease)),
-            execution_options={"synchronize_session": False},
-        )
-    if len(held) < count:
-        held = _take(s, who, held, count)
+        s.execute(_RENEW, who | {"held": held})
+    wanted = len(held) if member.stopped else count
+    if member.cap is not None:
+        # Fewer than `count` held means that these are all that this person holds.
+        wanted = min(wanted, max(member.cap - live[0].given, len(held)))
+    if len(held) < wanted and (member.qualifying or member.checked):
+        held = _with_checks(s, who, held, wanted)
+    if len(held) < wanted and not member.qualifying:
+        held = _take(s, who, held, wanted)
     return tasks(s, project_id, account_id, held)
 
 
-def _take(s: Session, who: dict[str, object], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
-    """What is held, and new leases up to `count` in all; reopens run-out leases only when nothing else is free."""
-    look = 8 * count
-    for start in (random.random(), 0.0):  # noqa: S311 - it spreads people, it hides nothing
-        held = held + _more(s, who, held, count, start, look)
-        if len(held) == count:
-            return held
-    if expire_leases(s, who["project"]):  # type: ignore[arg-type]
-        held = held + _more(s, who, held, count, 0.0, look)
-    if len(held) < count:
-        held = [*held, *s.scalars(_TAKE_AGAIN, who | {"count": count - len(held)})]
+def _with_checks(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
+    """What is held, with the checks among the tasks that are about to be drawn."""
+    for _ in range(count - len(held)):
+        check = checks.draw_check(s, who["project"], who["account"], held)
+        if check is not None:
+            held = [*held, check]
     return held
 
 
-def _more(
-    s: Session, who: dict[str, object], held: list[uuid.UUID], count: int, start: float, look: int
-) -> list[uuid.UUID]:
-    parameters = {"count": count - len(held), "held": held, "start": start, "look": look}
-    return list(s.scalars(_TAKE, who | parameters))
+def _take(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
+    """What is held, and new leases up to `count` in all; reopens run-out leases only when nothing else is free."""
+    look = 8 * count
+    for _ in range(2):  # where others hold all that lies near the first point, another point
+        held = held + _more(s, who, held, count, look)
+        if len(held) == count:
+            return held
+    if expire_leases(s, who["project"]):
+        held = held + _more(s, who, held, count, look)
+    if len(held) < count:
+        held = [*held, *s.scalars(_TAKE_AGAIN, who | {"count": count - len(held), "look": look})]
+    return held
+
+
+def _more(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int, look: int) -> list[uuid.UUID]:
+    start = random.random()  # noqa: S311 - it spreads people, it hides nothing
+    return list(s.scalars(_TAKE, who | {"count": count - len(held), "held": held, "start": start, "look": look}))
 
 
 def lock_member(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> int:
     """Make this person's claims and undos wait for each other; returns the lease in seconds. NotFound for no member."""
-    lease = s.execute(_LOCK_MEMBER, {"project": project_id, "account": account_id}).scalar_one_or_none()
-    if lease is None:
+    return int(_lock(s, project_id, account_id).lease_seconds)
+
+
+def _lock(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Row[Any]:
+    member = s.execute(_LOCK_MEMBER, {"project": project_id, "account": account_id}).one_or_none()
+    if member is None:
         raise NotFound("You are not a member of this project.")
-    return int(lease)
+    return member
 
 
 def tasks(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, comparison_ids: list[uuid.UUID]) -> list[Task]:
@@ -238,16 +306,39 @@ def reopen_leases(s: Session, *which: ColumnElement[bool]) -> int:
     return len(ended)
 
 
+# Whoever changes how many slots of a comparison are open holds its row, so that two releases do not both retire one.
+_HOLD = text("SELECT FROM comparison WHERE id = ANY(:comparisons) ORDER BY id FOR NO KEY UPDATE")
+
+_RELEASE = text(
+    """
+    WITH given AS (
+        SELECT s.comparison_id, s.position, c.state = 'open' AS open, c.votes_wanted - p.votes_wanted AS surplus,
+            row_number() OVER (PARTITION BY s.comparison_id ORDER BY s.position DESC) AS nth
+        FROM unnest(CAST(:comparisons AS uuid[]), CAST(:holders AS uuid[])) AS pair (comparison_id, holder_id)
+        JOIN slot s ON s.comparison_id = pair.comparison_id AND s.holder_id = pair.holder_id
+        JOIN comparison c ON c.id = s.comparison_id
+        JOIN project p ON p.id = s.project_id
+    ), released AS (
+        UPDATE slot SET holder_id = NULL, state = CASE WHEN open AND nth > surplus THEN 'free' ELSE 'retired' END
+        FROM given WHERE slot.comparison_id = given.comparison_id AND slot.position = given.position
+        RETURNING slot.comparison_id, slot.state = 'retired' AND given.open AS fewer
+    )
+    UPDATE comparison SET votes_wanted = votes_wanted - fewer.n
+    FROM (SELECT comparison_id, count(*) AS n FROM released WHERE fewer GROUP BY comparison_id) fewer
+    WHERE comparison.id = fewer.comparison_id
+    """
+)
+
+
 def release_slots(
     s: Session, holders: Sequence[Row[tuple[uuid.UUID, uuid.UUID]] | tuple[uuid.UUID, uuid.UUID]]
 ) -> None:
-    """Give up the slots of these (comparison, account) pairs; those of retired comparisons retire."""
+    """Give up the slots of these (comparison, account) pairs.
+
+    Those of retired comparisons retire, and those of comparisons that have more than the project wants by now.
+    """
     if not holders:
         return
-    is_open = select(Comparison.state == ComparisonState.OPEN).where(Comparison.id == Slot.comparison_id)
-    s.execute(
-        update(Slot)
-        .where(tuple_(Slot.comparison_id, Slot.holder_id).in_([tuple(pair) for pair in holders]))
-        .values(holder_id=None, state=case((is_open.scalar_subquery(), SlotState.FREE), else_=SlotState.RETIRED)),
-        execution_options={"synchronize_session": False},
-    )
+    pairs = {"comparisons": [pair[0] for pair in holders], "holders": [pair[1] for pair in holders]}
+    s.execute(_HOLD, {"comparisons": pairs["comparisons"]})
+    s.execute(_RELEASE, pairs)

@@ -4,12 +4,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.core.errors import Invalid, NotFound
 from app.core.vocabulary import AssignmentState, ComparisonState, DrawReason, DropCause, FinishReason, Origin
+from app.store import audit
 from app.store.models import (
     Assignment,
     Candidate,
@@ -50,10 +51,11 @@ def add_sampled_pair(
     completions: Sequence[SampledCompletion],
     reason: DrawReason = DrawReason.RANDOM,
     probability: float = 1.0,
+    priority: int = 0,
 ) -> Comparison:
     """Store two or more answers to one prompt as a comparison with the project's wanted votes as free slots.
 
-    `probability` is that of the draw that chose this prompt. NotFound for a foreign prompt, Invalid for one answer.
+    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt. NotFound for a foreign prompt, Invalid for one answer.
     """
     if len(completions) < 2:
         raise Invalid("A comparison needs at least two answers.")
@@ -62,6 +64,8 @@ def add_sampled_pair(
         is None
     ):
         raise NotFound("There is no such prompt in this project.")
+    # Whoever changes the wanted votes waits for us and then sees this comparison, or we see what they wanted.
+    wanted = s.scalars(select(Project.votes_wanted).where(Project.id == project.id).with_for_update(read=True)).one()
     policies = {completion.checkpoint_id for completion in completions}
     comparison = Comparison(
         id=new_id(),
@@ -70,7 +74,8 @@ def add_sampled_pair(
         checkpoint_id=policies.pop() if len(policies) == 1 else None,
         reason=reason,
         probability=probability,
-        votes_wanted=0 if reason == DrawReason.GOLD else project.votes_wanted,
+        votes_wanted=0 if reason == DrawReason.GOLD else wanted,
+        priority=priority,
     )
     answers = [
         Completion(
@@ -105,7 +110,7 @@ def add_sampled_pair(
         for position, answer in enumerate(answers)
     )
     s.add_all(
-        Slot(comparison_id=comparison.id, position=position, project_id=project.id)
+        Slot(comparison_id=comparison.id, position=position, project_id=project.id, priority=priority)
         for position in range(comparison.votes_wanted)
     )
     s.flush()
@@ -150,8 +155,8 @@ def ready(s: Session, project_id: uuid.UUID, at_most: int = 1000) -> int:
 
 
 def retire_unjudged(s: Session, project_id: uuid.UUID, checkpoint_id: uuid.UUID) -> int:
-    """Retire this policy's open comparisons that are neither judged nor leased; returns how many."""
-    return retire(s, project_id, Comparison.checkpoint_id == checkpoint_id)
+    """Retire this policy's open comparisons that are neither judged nor leased, but for gold; returns how many."""
+    return retire(s, project_id, and_(Comparison.checkpoint_id == checkpoint_id, Comparison.reason != DrawReason.GOLD))
 
 
 def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int:
@@ -179,3 +184,135 @@ def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int
         execution_options=_QUIET,
     )
     return count
+
+
+MOST_VOTES = 100
+HIGHEST_PRIORITY = 1000
+
+
+def prioritise(s: Session, project_id: uuid.UUID, which: ColumnElement[bool], priority: int) -> int:
+    """Hand out the open comparisons among `which` before all of lower priority; returns how many changed."""
+    if not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+        raise Invalid(f"A priority lies between -{HIGHEST_PRIORITY} and {HIGHEST_PRIORITY}.")
+    changed = (
+        update(Comparison)
+        .where(
+            Comparison.project_id == project_id,
+            Comparison.state == ComparisonState.OPEN,
+            Comparison.votes_wanted > 0,
+            Comparison.priority != priority,
+            which,
+        )
+        .values(priority=priority)
+        .returning(Comparison.id)
+        .cte("changed")
+    )
+    count = s.scalars(select(func.count()).select_from(changed), execution_options=_QUIET).one()
+    # Those that are held take it as well: they may become free again.
+    s.execute(
+        update(Slot)
+        .where(
+            Slot.project_id == project_id,
+            Slot.comparison_id == Comparison.id,
+            Comparison.state == ComparisonState.OPEN,
+            Comparison.priority == priority,
+            Slot.priority != priority,
+            which,
+        )
+        .values(priority=priority),
+        execution_options=_QUIET,
+    )
+    return count
+
+
+# The comparisons whose slots follow the project's number. A turn of a chat is for whoever leads the chat.
+_FOLLOWING = """
+    c.project_id = :project AND c.state = 'open' AND c.votes_wanted > 0 AND c.reason <> 'chat'
+"""
+
+# Their rows first, as `release_slots` does, then their free slots: what somebody is claiming this moment is theirs.
+_HOLD = text(
+    f"""
+    WITH held AS MATERIALIZED (
+        SELECT c.id FROM comparison c WHERE {_FOLLOWING} AND c.votes_wanted <> :votes
+        ORDER BY c.id FOR NO KEY UPDATE
+    ) SELECT count(*) FROM held
+    """  # noqa: S608 - constants
+)
+_HOLD_FREE = text(
+    f"""
+    WITH held AS MATERIALIZED (
+        SELECT s.position FROM slot s JOIN comparison c ON c.id = s.comparison_id
+        WHERE {_FOLLOWING} AND c.votes_wanted > :votes AND s.state = 'free'
+        FOR UPDATE OF s
+    ) SELECT count(*) FROM held
+    """  # noqa: S608 - constants
+)
+
+_RETIRE_SPARE = text(
+    f"""
+    WITH spare AS (
+        SELECT s.comparison_id, s.position, c.votes_wanted - :votes AS surplus,
+            row_number() OVER (PARTITION BY s.comparison_id ORDER BY s.position DESC) AS nth
+        FROM slot s JOIN comparison c ON c.id = s.comparison_id
+        WHERE {_FOLLOWING} AND c.votes_wanted > :votes AND s.state = 'free'
+    ), gone AS (
+        UPDATE slot SET state = 'retired' FROM spare
+        WHERE nth <= surplus AND slot.comparison_id = spare.comparison_id AND slot.position = spare.position
+            AND slot.state = 'free'
+        RETURNING slot.comparison_id
+    )
+    UPDATE comparison SET votes_wanted = votes_wanted - fewer.n
+    FROM (SELECT comparison_id, count(*) AS n FROM gone GROUP BY comparison_id) fewer
+    WHERE comparison.id = fewer.comparison_id
+    """  # noqa: S608 - constants
+)
+
+# Retired slots open again before new ones are added after the last.
+_OPEN_MORE = text(
+    f"""
+    WITH short AS MATERIALIZED (
+        SELECT c.id, c.priority, :votes - c.votes_wanted AS missing, have.top, have.retired
+        FROM comparison c CROSS JOIN LATERAL (
+            SELECT max(s.position) AS top, count(*) FILTER (WHERE s.state = 'retired') AS retired
+            FROM slot s WHERE s.comparison_id = c.id
+        ) have
+        WHERE {_FOLLOWING} AND c.votes_wanted < :votes
+    ), again AS (
+        SELECT s.comparison_id, s.position, short.missing,
+            row_number() OVER (PARTITION BY s.comparison_id ORDER BY s.position) AS nth
+        FROM slot s JOIN short ON short.id = s.comparison_id WHERE s.state = 'retired'
+    ), opened AS (
+        UPDATE slot SET state = 'free' FROM again
+        WHERE nth <= missing AND slot.comparison_id = again.comparison_id AND slot.position = again.position
+    ), added AS (
+        INSERT INTO slot (comparison_id, position, project_id, state, priority)
+        SELECT short.id, short.top + n, :project, 'free', short.priority
+        FROM short CROSS JOIN LATERAL generate_series(1, short.missing - short.retired) AS n
+    )
+    UPDATE comparison SET votes_wanted = :votes FROM short WHERE comparison.id = short.id
+    """  # noqa: S608 - constants
+)
+
+
+def want_votes(s: Session, project_id: uuid.UUID, votes: int, by: uuid.UUID | None) -> None:
+    """Change how many votes each comparison of this project is to have, the open ones included, while people work.
+
+    More adds free slots. Fewer takes back free ones only: what is leased may still be judged and what is judged counts,
+    so a comparison can keep more than are wanted; a lease on one of those that is given back is not opened again.
+    """
+    if not 1 <= votes <= MOST_VOTES:
+        raise Invalid(f"Between 1 and {MOST_VOTES} votes can be wanted.")
+    query = select(Project).where(Project.id == project_id).with_for_update(key_share=True)
+    project = s.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    if project is None:
+        raise NotFound("There is no such project.")
+    before, project.votes_wanted = project.votes_wanted, votes
+    s.flush()
+    numbers = {"project": project_id, "votes": votes}
+    s.execute(_HOLD, numbers)
+    s.execute(_HOLD_FREE, numbers)
+    s.execute(_RETIRE_SPARE, numbers)
+    s.execute(_OPEN_MORE, numbers)
+    if before != votes:
+        audit.record(s, project_id, by, "project.votes", str(project_id), {"before": before, "after": votes})
