@@ -35,7 +35,8 @@ def _positions(value: Any) -> Any:
 
 def _tiers(value: Any) -> Any:
     """`2|0,1` as [[2], [0, 1]]: best first, ties side by side."""
-    return [tier.split(",") for tier in str(value).split("|")] if value else None
+    given = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return [tier.split(",") for tier in str(given).split("|")] if given else None
 
 
 def _empty(value: Any) -> Any:
