@@ -171,9 +171,9 @@ function show(task, said = "") {
   desk.scrollTop = 0;
   clock.restart();
   if (mode === "rank") showRanking(task);
-  else if (differences) setTimeout(markDifferences);
+  else if (differences) setTimeout(() => markDifferences(announce.textContent));
   if (revising) markSaid(JSON.parse(task.dataset.draft ?? "{}"));
-  const asked = task.querySelector(".question").textContent.replace(/\s+/g, " ").trim();
+  const asked = task.querySelector(".question").innerText.replace(/\s+/g, " ").trim();
   announce.textContent = `${said} Next comparison. ${asked.slice(0, 200)}`;
 }
 
@@ -352,7 +352,7 @@ function poll(wait = 1500) {
 }
 
 /** Underlines the words in which the two answers differ, or stops doing so. */
-async function markDifferences() {
+async function markDifferences(said = "") {
   const task = shown;
   const button = acts.querySelector('[data-act="differences"]');
   button.setAttribute("aria-pressed", String(differences));
@@ -361,6 +361,7 @@ async function markDifferences() {
     if (task !== shown || mode !== "pair") return;
     const [left, right] = ["left", "right"].map((side) => task.querySelector(`[data-answer="${side}"]`));
     toggleDifferences(left, right, differences);
+    if (said) announce.textContent = `${said} ${announce.textContent}`; // the next comparison is announced first
   } catch {
     button.hidden = true; // it could not be loaded: nothing is marked, nothing else is different
   }
