@@ -113,7 +113,6 @@ def test_an_answer_is_moved_by_arrows_by_the_mouse_and_the_server_keeps_the_orde
     page.mouse.up()
     assert order(page) == "4213"
     task = shown(page)
-    page.wait_for_function("() => true")
     with page.expect_response("**/drafts/*"):
         pass
     page.reload()
@@ -240,6 +239,37 @@ def test_single_keys_can_be_turned_off(desk: Desk):
     page.keyboard.press("ArrowLeft")
     settle(page)
     assert [one.verdict for one in desk.said()] == [LEFT]
+
+
+MEASURE = """
+window.paints = [];
+addEventListener("keydown", (event) => {
+  requestAnimationFrame(() => {
+    const channel = new MessageChannel(); // its message comes after the frame was painted
+    channel.port1.onmessage = () => window.paints.push(performance.now() - event.timeStamp);
+    channel.port2.postMessage(0);
+  });
+}, true);
+"""
+
+
+def test_the_next_text_is_painted_right_after_the_key(desk_of):
+    desk = desk_of(40)
+    context = desk.watch.context(desk.token())
+    context.add_init_script(MEASURE)
+    page = desk.open(context)
+    ready = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+    for _ in range(30):
+        before = shown(page)
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_function(
+            "id => document.querySelector('[data-task]:not([hidden])')?.dataset.comparison !== id", arg=before
+        )
+        settle(page)
+    times = sorted(page.evaluate("window.paints"))
+    print(f"key to next text: median {times[15]:.0f} ms, p95 {times[28]:.0f} ms; ready after {ready:.0f} ms")
+    assert len(desk.said()) == 30
+    assert times[15] < 50
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -310,6 +310,7 @@ def test_the_first_load_is_small_and_needs_no_script_to_be_read(desk: Desk):
     )
     page.goto(desk.site + desk.base + "/judge", wait_until="networkidle")
     assert 3 <= len(sizes) <= 12
+    print(f"first load: {len(sizes)} requests, {sum(sizes)} bytes")
     assert sum(sizes) < 80_000
 
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from app.core.errors import Conflict, Invalid, NotFound
-from app.core.vocabulary import Flag, Mode, Origin, Verdict
+from app.core.vocabulary import FinishReason, Flag, Mode, Origin, Verdict
 from app.store import claims, comparisons, exports, judgments
 from app.store.models import Completion, Demonstration, Draft, JudgmentRevision
 from app.store.revising import look_again
@@ -38,9 +38,8 @@ def ranked(session, make, project, person):
     project.mode, project.answers = Mode.RANK, 4
     project.ask_ratings = True
     policy, prompt = make.policy(project, promote=True), make.prompt(project)
-    one = dict(
-        checkpoint_id=policy.id, temperature=1.0, top_p=1.0, max_tokens=9, chat_template_hash="ab", finish_reason="stop"
-    )
+    one = {"checkpoint_id": policy.id, "temperature": 1.0, "top_p": 1.0, "max_tokens": 9, "chat_template_hash": "ab"}
+    one["finish_reason"] = FinishReason.STOP
     answers = [comparisons.SampledCompletion(text=f"answer {i}", seed=i, **one) for i in range(4)]
     comparisons.add_sampled_pair(session, project, prompt.id, answers)
     return claims.claim(session, project.id, person.id)[0]
