@@ -19,7 +19,7 @@ const history = `${desk.dataset.base}/history`;
 
 const SIDES = { ArrowLeft: "left", ArrowRight: "right" };
 const KEYS = { 0: "tie", b: "both_bad" };
-const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys", f: "flag", r: "why", e: "better", d: "differences", h: "history" };
+const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys", f: "flag", r: "why", e: "better", d: "differences", h: "history", m: "raw" };
 const SAID = { left: "Left chosen.", right: "Right chosen.", tie: "About the same.", both_bad: "None is good.", skip: "Skipped." };
 const DEGREES = ["", "barely", "slightly", "clearly", "much"];
 
@@ -187,9 +187,9 @@ function setMode(wanted) {
 
 function showRanking(task) {
   const order = orderOf(task);
-  const { tiers } = JSON.parse(task.dataset.draft ?? "{}");
+  const { tiers, typed } = JSON.parse(task.dataset.draft ?? "{}");
   const usable = Array.isArray(tiers) && tiers.flat().length === order.length && tiers.flat().every((p) => order.includes(p));
-  ranking.show(task, usable ? tiers.map((tier) => tier.map((p) => order.indexOf(p))) : null);
+  ranking.show(task, usable ? tiers.map((tier) => tier.map((p) => order.indexOf(p))) : null, Number(typed) || 0);
 }
 
 /** Canonical positions as served. */
@@ -207,7 +207,7 @@ function changed() {
   const [task, id] = [shown, shown.dataset.comparison];
   drafts.soon(id, () => {
     const draft = { ...extras.kept.get(id) };
-    if (task === shown && mode === "rank" && ranking.touched) draft.tiers = tiersOf(task);
+    if (task === shown && mode === "rank" && ranking.touched) Object.assign(draft, { tiers: tiersOf(task), typed: ranking.typed });
     task.dataset.draft = JSON.stringify(draft);
     return draft;
   });
@@ -367,6 +367,13 @@ async function markDifferences(said = "") {
   }
 }
 
+/** Shows the texts as they were written, or as they are set again. */
+async function showRaw() {
+  const { toggleRaw } = await import("../text.js").catch(() => ({}));
+  toggleRaw?.();
+  if (differences && mode === "pair" && shown) markDifferences(announce.textContent);
+}
+
 /** What the better answer would begin as: what was chosen before, or what stands first in the order. */
 function bestKnown() {
   const order = orderOf(shown);
@@ -380,6 +387,7 @@ function act(name) {
     if (shown && !revising) reasonsOpen(true);
   } else if (name === "undo") undo();
   else if (name === "rank") takeOrder();
+  else if (name === "raw") showRaw();
   else if (name === "history") location.assign(history);
   else if (name === "better") extras.open(name, shown && bestKnown());
   else if (name === "flag" || name === "why") extras.open(name);
@@ -403,7 +411,7 @@ function pressed(key, event) {
   if (key === "Escape" && !extras.panel.hidden) return extras.close() ?? true;
   if (key === "Escape" && revising) return location.assign(history) ?? true;
   if (key in ACTS && acts.querySelector(`[data-act="${ACTS[key]}"]`)) return act(ACTS[key]) ?? true;
-  if (["g", "?", "h"].includes(key)) return act(ACTS[key]) ?? true;
+  if (["g", "?", "h"].includes(key) || (key === "m" && desk.querySelector(".text > .raw"))) return act(ACTS[key]) ?? true;
   if (!shown) return false;
   if (key in KEYS && bar.querySelector(`[name="verdict"][value="${KEYS[key]}"]`)) return chooseSide(KEYS[key]) ?? true;
   if (mode === "rank") {

@@ -17,12 +17,12 @@ export class Ranking {
     });
   }
 
-  /** `tiers` are numbers as served, best first, or null for an order that nobody has touched. */
-  show(task, tiers = null) {
+  /** `tiers` are numbers as served, best first, or null for an order that nobody has touched; `typed` of them were placed. */
+  show(task, tiers = null, typed = 0) {
     this.task = task;
     this.count = Number(task.dataset.count);
     this.touched = tiers !== null;
-    this.typed = 0; // how many stand first because they were typed
+    this.typed = tiers ? typed : 0; // how many stand first because they were typed
     this.asked = false;
     this.row = tiers ? tiers.flat() : Array.from({ length: this.count }, (_, i) => i);
     this.tied = new Set(tiers ? tiers.flatMap((tier) => tier.slice(1)) : []); // as good as the one before it

@@ -92,6 +92,12 @@ def test_an_order_that_nobody_touched_asks_before_it_is_taken(ranks: Desk):
     page.keyboard.press("2")
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_contain_text("You have not placed 1, 3, 4")
+    with page.expect_response("**/drafts/*"):
+        pass
+    page.reload()
+    settle(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("You have not placed 1, 3, 4")
     page.keyboard.press("1")
     page.keyboard.press("3")
     page.keyboard.press("Enter")
@@ -172,7 +178,7 @@ def test_what_is_typed_survives_a_closed_tab_and_leaves_with_the_judgment(desk: 
     expect(page.locator("#rationale")).to_have_value("Half a reason")
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowLeft")
-    settle(page)
+    expect(page.locator("#tally")).to_contain_text("1 today")
     assert desk.said()[0].rationale == "Half a reason"
     assert saved_draft(desk) == {}
 
@@ -237,7 +243,7 @@ def test_single_keys_can_be_turned_off(desk: Desk):
     page.keyboard.press("0")
     page.keyboard.press("b")
     page.keyboard.press("ArrowLeft")
-    settle(page)
+    expect(page.locator("#tally")).to_contain_text("1 today")
     assert [one.verdict for one in desk.said()] == [LEFT]
 
 
