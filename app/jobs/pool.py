@@ -1,4 +1,4 @@
-"""The pool: pairs of answers by the current policy, ready before anyone asks.
+"""The pool: answers by the current policy to be compared, ready before anyone asks.
 
 Refilled in small batches, so that the first pair appears at once and a promotion is felt at once. Nobody ever waits for
 this: judging reads what is there.
@@ -38,6 +38,7 @@ class Plan:
     checkpoint_id: uuid.UUID
     model: str
     sampling: SamplingSettings
+    answers: int
     prompts: Sequence[tuple[uuid.UUID, list[Message], float]]
 
 
@@ -87,7 +88,7 @@ def refill(sessions: sessionmaker[Session], client: SamplerClient, project_id: u
     requests = [
         CompletionRequest(plan.model, messages, plan.sampling, secrets.randbelow(2**31))
         for _, messages, _ in plan.prompts
-        for _ in range(2)
+        for _ in range(plan.answers)
     ]
     results = client.complete(requests)
     failures = [result for result in results if isinstance(result, SamplerFailure)]
@@ -103,7 +104,8 @@ def _plan(session: Session, project_id: uuid.UUID) -> Plan | None:
     if project.current_policy_id is None:
         return None
     waiting = comparisons.ready(session, project_id, at_most=project.pool_target)
-    short = min(project.pool_target - waiting, BATCH if waiting else FIRST_BATCH)
+    batch = max(1, 2 * (BATCH if waiting else FIRST_BATCH) // project.answers)
+    short = min(project.pool_target - waiting, batch)
     if short <= 0:
         return None
     # Both sides of the split in their natural proportion: a reward model is measured on held-out comparisons.
@@ -116,6 +118,7 @@ def _plan(session: Session, project_id: uuid.UUID) -> Plan | None:
         project.current_policy_id,
         model,
         SamplingSettings.model_validate(project.sampling),
+        project.answers,
         [(prompt.id, prompt.messages, probability) for prompt, probability in drawn],
     )
 
@@ -126,21 +129,21 @@ def _store(
     requests: Sequence[CompletionRequest],
     results: Sequence[CompletionResult | SamplerFailure],
 ) -> int:
-    """Store the good pairs and count the others. Pairs of a policy that is no longer current are let go."""
+    """Store the good ones and count the others. What was sampled from a policy that is no longer current is let go."""
     # Shared with other refills; a promotion waits for us, or we see it.
     project = session.get_one(Project, plan.project_id, with_for_update={"read": True}, populate_existing=True)
-    if project.current_policy_id != plan.checkpoint_id:
+    if project.current_policy_id != plan.checkpoint_id or project.answers != plan.answers:
         return 0
     added, drops = 0, Counter[DropCause]()
     for i, (prompt_id, _, probability) in enumerate(plan.prompts):
-        pair = results[2 * i : 2 * i + 2]
-        whole = [result for result in pair if isinstance(result, CompletionResult)]
-        if len(whole) < 2:
+        here = slice(plan.answers * i, plan.answers * (i + 1))
+        whole = [result for result in results[here] if isinstance(result, CompletionResult)]
+        if len(whole) < plan.answers:
             continue  # the sampler's failure, not the policy's
         if cause := why_not([result.text for result in whole]):
             drops[cause] += 1
             continue
-        seeds = [request.seed for request in requests[2 * i : 2 * i + 2]]
+        seeds = [request.seed for request in requests[here]]
         completions = [_completion(plan, seed, result) for seed, result in zip(seeds, whole, strict=True)]
         comparisons.add_sampled_pair(session, project, prompt_id, completions, probability=probability)
         added += 1
@@ -150,7 +153,7 @@ def _store(
 
 
 def why_not(texts: Sequence[str]) -> DropCause | None:
-    """Why a pair of answers is shown to nobody; None for one that can be judged.
+    """Why these answers to one prompt are shown to nobody; None where they can be judged.
 
     Broken: bytes that are no text, or control characters that no keyboard types.
     """

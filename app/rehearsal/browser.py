@@ -102,10 +102,14 @@ class Browser:
         self._client.close()
 
     def get(self, path: str) -> httpx.Response:
-        """A page, as if its address had been followed."""
-        return self._checked(
+        """A page, as if its address had been followed. Guidelines that stand before it are read."""
+        page = self._checked(
             self._client.get(path, headers={"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate"})
         )
+        unread = re.search(r'action="([^"]+/guidelines/read)"[\s\S]*?name="version" value="(\d+)"', page.text)
+        if unread is None or page.url.path == path:
+            return page
+        return self.post(unread[1], {"version": unread[2]})
 
     def post(self, path: str, form: dict[str, str], *, fragment: bool = False) -> httpx.Response:
         """A form sent from a page of the same site; `fragment` asks for the piece of a page that htmx would."""

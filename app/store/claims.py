@@ -28,7 +28,8 @@ class Task:
     """One comparison as one person is shown it.
 
     `answers` are in the order of serving; `order[i]` is the canonical position of `answers[i]`. `policies` names the
-    policy of each answer, in the same order (None: not ours), for admins only.
+    policy of each answer, in the same order (None: not ours), for admins only. `draft` is what this person has typed or
+    chosen for it and not yet submitted.
     """
 
     comparison_id: uuid.UUID
@@ -37,6 +38,7 @@ class Task:
     order: list[int]
     lease_expires_at: datetime
     policies: list[str | None]
+    draft: dict[str, Any] | None = None
 
 
 # The lock lets a person's two tabs claim one after the other, so that they share leases instead of doubling them. Whom
@@ -178,10 +180,11 @@ _TAKE_AGAIN = text(
 
 _TASKS = text(
     """
-    SELECT a.comparison_id, a.lease_expires_at, p.messages, answer.texts, answer.policies
+    SELECT a.comparison_id, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body
     FROM assignment a
     JOIN comparison c ON c.id = a.comparison_id
     JOIN prompt p ON p.id = c.prompt_id
+    LEFT JOIN draft d ON d.account_id = a.account_id AND d.task_id = a.comparison_id
     CROSS JOIN LATERAL (
         SELECT array_agg(o.text ORDER BY k.position) AS texts, array_agg(v.name ORDER BY k.position) AS policies
         FROM candidate k
@@ -265,7 +268,7 @@ def tasks(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, comparison_i
         return []
     found = {}
     rows = s.execute(_TASKS, {"project": project_id, "account": account_id, "comparisons": comparison_ids})
-    for comparison_id, expires, messages, texts, policies in rows:
+    for comparison_id, expires, messages, texts, policies, draft in rows:
         order = side_order(str(comparison_id), str(account_id), len(texts))
         found[comparison_id] = Task(
             comparison_id=comparison_id,
@@ -274,6 +277,7 @@ def tasks(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, comparison_i
             order=order,
             lease_expires_at=expires,
             policies=[policies[i] for i in order],
+            draft=draft,
         )
     return [found[one] for one in comparison_ids if one in found]
 

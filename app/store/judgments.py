@@ -2,35 +2,22 @@
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, text, update
 from sqlalchemy.orm import Session
 
 from app.core.errors import Conflict, Invalid, NotFound
-from app.core.pairing import side_order
-from app.core.vocabulary import AssignmentState, Verdict
+from app.core.vocabulary import AssignmentState, Origin
+from app.store.answers import Said, check, said
+from app.store.answers import Submission as Submission
 from app.store.claims import Task, lock_member, release_slots, tasks
 from app.store.models import Assignment, new_id
+from app.store.revising import EXTRAS, look_again
 
 UNDO_DEPTH = 10
-LONGEST_MS = 24 * 60 * 60 * 1000
 LONGEST_REASON = 500
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What an annotator's page sends: `order` as it was shown, times in milliseconds since it was shown."""
-
-    comparison_id: uuid.UUID
-    key: uuid.UUID
-    verdict: Verdict
-    order: list[int]
-    strength: int | None = None
-    first_key_ms: int | None = None
-    active_ms: int | None = None
-    guideline_version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +65,20 @@ _LOCK = text(
 
 _SEE = text(
     """
-    SELECT p.allow_tie, p.allow_both_bad, p.ask_strength, p.guideline_version,
+    SELECT p.allow_tie, p.allow_both_bad, p.ask_strength, p.ask_flags, p.ask_ratings, p.ask_rationale, p.ask_ideal,
+        p.guideline_version,
         (SELECT count(*) FROM candidate k WHERE k.comparison_id = :comparison) AS answers,
         EXISTS (SELECT FROM slot s WHERE s.comparison_id = :comparison AND s.holder_id = :account) AS has_slot,
-        r.judgment_id, r.revision, r.counted, r.verdict, r.strength, r.first_key_ms, r.active_ms,
-        r.guideline_version AS key_guideline_version, j.comparison_id AS key_comparison
+        r.judgment_id, r.revision, r.counted, r.verdict, r.tiers, r.both_bad, r.strength, r.flags, r.ratings,
+        r.rationale, r.first_key_ms, r.active_ms, r.guideline_version AS key_guideline_version,
+        j.comparison_id AS key_comparison, o.text AS ideal, (
+            SELECT k.position FROM candidate k
+            WHERE k.comparison_id = j.comparison_id AND k.completion_id = o.edited_from_id
+        ) AS edited_from
     FROM project p
     LEFT JOIN judgment_revision r ON r.account_id = :account AND r.key = :key
     LEFT JOIN judgment j ON j.id = r.judgment_id
+    LEFT JOIN completion o ON o.id = r.ideal_id
     WHERE p.id = :project
     """
 )
@@ -102,6 +95,39 @@ _TAKE_FREE_SLOT = text(
     """
 )
 
+# A better answer that was written before for the same comparison is replaced as a demonstration, or kept if it is the
+# same one.
+_STORE_IDEAL = text(
+    """
+    WITH asked AS (
+        SELECT c.prompt_id, (
+            SELECT k.completion_id FROM candidate k WHERE k.comparison_id = c.id AND k.position = :edited_from
+        ) AS edited_from_id
+        FROM comparison c WHERE c.id = :comparison
+    ), before AS (
+        SELECT o.id, d.id AS demonstration_id, o.text = :ideal AND o.edited_from_id IS NOT DISTINCT FROM (
+            SELECT edited_from_id FROM asked
+        ) AS same
+        FROM judgment j
+        JOIN judgment_revision r ON r.judgment_id = j.id
+        JOIN completion o ON o.id = r.ideal_id
+        JOIN demonstration d ON d.project_id = o.project_id AND d.completion_id = o.id
+        WHERE j.comparison_id = :comparison AND j.account_id = :account
+        ORDER BY r.revision DESC LIMIT 1
+    ), written AS (
+        INSERT INTO completion (id, project_id, prompt_id, origin, text, author_id, edited_from_id)
+        SELECT :ideal_id, :project, prompt_id, :origin, :ideal, :account, edited_from_id
+        FROM asked WHERE NOT EXISTS (SELECT FROM before WHERE same)
+        RETURNING id, prompt_id
+    ), shown AS (
+        INSERT INTO demonstration (id, project_id, prompt_id, completion_id, replaces_id, guideline_version)
+        SELECT :demonstration_id, :project, prompt_id, id, (SELECT demonstration_id FROM before), :guideline_version
+        FROM written
+    )
+    SELECT id FROM written UNION ALL SELECT id FROM before WHERE same
+    """
+)
+
 _STORE = text(
     """
     WITH head AS (
@@ -113,16 +139,19 @@ _STORE = text(
     ), met AS (
         UPDATE assignment SET state = 'judged', lease_expires_at = NULL
         WHERE comparison_id = :comparison AND account_id = :account
+    ), dropped AS (
+        DELETE FROM draft WHERE account_id = :account AND task_id = :comparison
     ), filled AS (
         UPDATE slot SET state = 'filled'
         WHERE comparison_id = :comparison AND holder_id = :account AND state = 'leased'
     )
     INSERT INTO judgment_revision (
         judgment_id, revision, account_id, key, withdrawn, verdict, tiers, both_bad, strength, shown_order,
-        guideline_version, counted, served_at, first_key_ms, active_ms
+        flags, ratings, rationale, ideal_id, guideline_version, counted, served_at, first_key_ms, active_ms
     )
     SELECT id, revision, :account, :key, false, :verdict, CAST(:tiers AS jsonb), :both_bad, :strength,
-        CAST(:shown AS jsonb), :guideline_version, :counted, :served_at, :first_key_ms, :active_ms
+        CAST(:shown AS jsonb), CAST(:flags AS jsonb), CAST(:ratings AS jsonb), :rationale, CAST(:ideal_id AS uuid),
+        :guideline_version, :counted, :served_at, :first_key_ms, :active_ms
     FROM head
     ON CONFLICT (account_id, key) DO NOTHING
     RETURNING judgment_id, revision
@@ -146,21 +175,27 @@ def submit(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, submission:
         return _replay(submission, seen)
     if meeting.state == AssignmentState.SKIPPED:
         raise Conflict("You skipped this comparison.", "Nothing was stored; go on with the next one.")
-    _check(submission, account_id, seen)
+    check(submission, account_id, seen)
+    answer = said(submission)
     counted = seen.has_slot or s.execute(_TAKE_FREE_SLOT, who).one_or_none() is not None
-    tiers, both_bad = _tiers(submission)
+    guideline_version = submission.guideline_version or seen.guideline_version
+    ideal_id = None if answer.ideal is None else _store_ideal(s, who, answer, guideline_version)
     stored = s.execute(
         _STORE,
         who
         | {
             "new_id": new_id(),
             "key": submission.key,
-            "verdict": submission.verdict.value,
-            "tiers": json.dumps(tiers),
-            "both_bad": both_bad,
-            "strength": submission.strength,
+            "verdict": answer.verdict,
+            "tiers": json.dumps(answer.tiers),
+            "both_bad": answer.both_bad,
+            "strength": answer.strength,
             "shown": json.dumps(submission.order),
-            "guideline_version": submission.guideline_version or seen.guideline_version,
+            "flags": answer.flags and json.dumps(answer.flags),
+            "ratings": answer.ratings and json.dumps(answer.ratings),
+            "rationale": answer.rationale,
+            "ideal_id": ideal_id,
+            "guideline_version": guideline_version,
             "counted": counted,
             "served_at": meeting.leased_at,
             "first_key_ms": submission.first_key_ms,
@@ -172,54 +207,46 @@ def submit(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, submission:
     return Receipt(stored.judgment_id, stored.revision, counted, replayed=False)
 
 
-def _check(submission: Submission, account_id: uuid.UUID, seen: Row[Any]) -> None:
-    """Invalid for anything that a page of ours would not send."""
-    if seen.answers != 2:
-        raise Invalid("This comparison has more than two answers and wants a ranking.")
-    if submission.order != side_order(str(submission.comparison_id), str(account_id), seen.answers):
-        raise Invalid("The answers were not shown in this order.", "Reload the page.")
-    if submission.verdict == Verdict.TIE and not seen.allow_tie:
-        raise Invalid("This project takes no ties.", "Choose the better side.")
-    if submission.verdict == Verdict.BOTH_BAD and not seen.allow_both_bad:
-        raise Invalid("This project does not offer 'both bad'.", "Choose the better side.")
-    if submission.strength is not None:
-        if not seen.ask_strength or submission.verdict not in (Verdict.LEFT, Verdict.RIGHT):
-            raise Invalid("No strength is asked for here.")
-        if not 1 <= submission.strength <= 4:
-            raise Invalid("Strength runs from 1 to 4.")
-    for duration in (submission.first_key_ms, submission.active_ms):
-        if duration is not None and not 0 <= duration <= LONGEST_MS:
-            raise Invalid("The times of this judgment make no sense.", "Reload the page.")
-    if submission.guideline_version is not None and not 1 <= submission.guideline_version <= seen.guideline_version:
-        raise Invalid("There is no such version of the guidelines.", "Reload the page.")
-
-
-def _tiers(submission: Submission) -> tuple[list[list[int]], bool]:
-    """The canonical positions sorted into tiers, best first, and whether neither was any good."""
-    left, right = submission.order
-    if submission.verdict == Verdict.LEFT:
-        return [[left], [right]], False
-    if submission.verdict == Verdict.RIGHT:
-        return [[right], [left]], False
-    return [[0, 1]], submission.verdict == Verdict.BOTH_BAD
+def _store_ideal(s: Session, who: dict[str, uuid.UUID], answer: Said, guideline_version: int) -> uuid.UUID:
+    """Keep the better answer as a completion and hold it up as a demonstration; returns the completion's id."""
+    values = {
+        "ideal": answer.ideal,
+        "edited_from": answer.edited_from,
+        "origin": (Origin.WRITTEN if answer.edited_from is None else Origin.EDITED).value,
+        "ideal_id": new_id(),
+        "demonstration_id": new_id(),
+        "guideline_version": guideline_version,
+    }
+    return uuid.UUID(str(s.execute(_STORE_IDEAL, who | values).scalar_one()))
 
 
 def _replay(submission: Submission, seen: Row[Any]) -> Receipt:
-    stored = (seen.key_comparison, seen.verdict, seen.strength, seen.first_key_ms, seen.active_ms)
-    sent = (
+    stored = Said(
+        seen.verdict,
+        seen.tiers,
+        seen.both_bad,
+        seen.strength,
+        seen.flags,
+        seen.ratings,
+        seen.rationale,
+        seen.ideal,
+        seen.edited_from,
+    )
+    same = stored == said(submission) and (seen.key_comparison, seen.first_key_ms, seen.active_ms) == (
         submission.comparison_id,
-        submission.verdict,
-        submission.strength,
         submission.first_key_ms,
         submission.active_ms,
     )
-    if stored != sent or submission.guideline_version not in (None, seen.key_guideline_version):
+    if not same or submission.guideline_version not in (None, seen.key_guideline_version):
         raise _another_body()
     return Receipt(seen.judgment_id, seen.revision, seen.counted, replayed=True)
 
 
 def _another_body() -> Conflict:
     return Conflict("This key was already used for another judgment.", "Reload the page; the first one is stored.")
+
+
+_DROP_DRAFT = text("DELETE FROM draft WHERE account_id = :account AND task_id = :comparison")
 
 
 def skip(
@@ -242,6 +269,7 @@ def skip(
         .values(state=AssignmentState.SKIPPED, lease_expires_at=None, skip_reason=reason),
         execution_options={"synchronize_session": False},
     )
+    s.execute(_DROP_DRAFT, who)
     release_slots(s, [(comparison_id, account_id)])
 
 
@@ -283,7 +311,7 @@ _WITHDRAW = text(
 def undo(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Task:
     """Withdraw this person's newest judgment and lease its comparison to them again; at most ten can be open like that.
 
-    Conflict when there is nothing (more) to take back.
+    What was said beside the verdict comes with it as a draft. Conflict when there is nothing (more) to take back.
     """
     who = {"project": project_id, "account": account_id, "lease": lock_member(s, project_id, account_id)}
     if s.execute(_OPENED, who).scalar_one() >= UNDO_DEPTH:
@@ -292,8 +320,10 @@ def undo(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Task:
     if newest is None:
         raise Conflict("There is nothing to undo.")
     s.execute(_LOCK, who | {"comparison": newest.comparison_id})
+    said_before = look_again(s, project_id, account_id, newest.comparison_id).said
     s.execute(_WITHDRAW, who | {"comparison": newest.comparison_id, "judgment": newest.id, "key": new_id()})
-    return tasks(s, project_id, account_id, [newest.comparison_id])[0]
+    [task] = tasks(s, project_id, account_id, [newest.comparison_id])
+    return replace(task, draft={name: said_before[name] for name in EXTRAS if said_before[name] is not None} or None)
 
 
 _TALLY = text(

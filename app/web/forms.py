@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from app.core.configs import CONFIGS
 from app.core.errors import Invalid
-from app.core.vocabulary import Role, RunKind, Verdict
+from app.core.vocabulary import Flag, Role, RunKind, SkipReason, Verdict
 
 LARGEST_MS = 24 * 3600 * 1000
 
@@ -33,8 +33,20 @@ def _positions(value: Any) -> Any:
     return [part.strip() for text in parts for part in str(text).split(",")]
 
 
+def _tiers(value: Any) -> Any:
+    """`2|0,1` as [[2], [0, 1]]: best first, ties side by side."""
+    given = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return [tier.split(",") for tier in str(given).split("|")] if given else None
+
+
+def _empty(value: Any) -> Any:
+    """A field that was left empty says nothing."""
+    return value or None
+
+
 Ids = Annotated[list[uuid.UUID], BeforeValidator(_ids), Field(max_length=64)]
 Positions = Annotated[list[int], BeforeValidator(_positions), Field(min_length=2, max_length=9)]
+Tiers = Annotated[list[list[int]] | None, BeforeValidator(_tiers), Field(max_length=9)]
 Milliseconds = Annotated[int, Field(ge=0, le=LARGEST_MS)]
 
 
@@ -54,28 +66,52 @@ class AccountForm(FormModel):
 
 
 class JudgmentForm(FormModel):
-    """One judgment as made, under a key from the browser, and the comparisons that its page has already."""
+    """One judgment as made, under a key from the browser, and the comparisons that its page has already.
+
+    Flags and ratings are JSON by canonical position. Without scripts a button can say only one thing: `choice` is a
+    side with its strength, as `left.4`. `back` is where such a page goes on.
+    """
 
     comparison_id: uuid.UUID
     key: uuid.UUID
-    verdict: Verdict
+    verdict: Annotated[Verdict | None, BeforeValidator(_empty)] = None
+    tiers: Tiers = None
     order: Positions
-    strength: int | None = Field(None, ge=1, le=4)
+    strength: Annotated[int | None, BeforeValidator(_empty), Field(ge=1, le=4)] = None
+    flags: Json[dict[int, list[Flag]]] = Field({}, max_length=9)
+    ratings: Json[dict[int, int]] = Field({}, max_length=9)
+    rationale: str = ""
+    ideal: str = ""
+    edited_from: Annotated[int | None, BeforeValidator(lambda value: None if value == "" else value)] = None
     first_key_ms: Milliseconds = 0
     active_ms: Milliseconds = 0
     guideline_version: int | None = Field(None, ge=1)
     held: Ids = []
+    back: Literal["", "history"] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choice(cls, given: Any) -> Any:
+        """`choice` as the verdict and the strength that it stands for."""
+        if not isinstance(given, dict) or "choice" not in given:
+            return given
+        side, _, strength = str(given["choice"]).partition(".")
+        return {name: value for name, value in given.items() if name != "choice"} | {
+            "verdict": side,
+            "strength": strength,
+        }
 
 
 class SkipForm(FormModel):
     """The comparison to leave to somebody else."""
 
     comparison_id: uuid.UUID
-    reason: str = Field("", max_length=500)
+    reason: Annotated[SkipReason | None, BeforeValidator(_empty)] = None
     held: Ids = []
     # The page without scripts has one form for all its buttons.
     key: uuid.UUID | None = None
     order: Positions | None = None
+    back: Literal[""] = ""
 
 
 class HeldForm(FormModel):
@@ -85,6 +121,13 @@ class HeldForm(FormModel):
     comparison_id: uuid.UUID | None = None
     key: uuid.UUID | None = None
     order: Positions | None = None
+    back: Literal[""] = ""
+
+
+class DraftForm(FormModel):
+    """A draft as a JSON object; the store says how large it may be."""
+
+    body: str = Field(max_length=256 * 1024)
 
 
 class InviteForm(FormModel):

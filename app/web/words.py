@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from app.core.vocabulary import RunKind, RunStatus
+from app.core.vocabulary import Flag, RunKind, RunStatus, SkipReason
 
 KINDS = {RunKind.SFT: "SFT", RunKind.REWARD: "Reward model", RunKind.PPO: "PPO", RunKind.DPO: "DPO"}
 STATUSES = {
@@ -16,6 +16,21 @@ STATUSES = {
     RunStatus.FAILED: "failed",
 }
 ACRONYMS = {"kl": "KL", "gae": "GAE", "eos": "end-of-sequence", "sft": "SFT", "approx": "approximate"}
+# Each with the key that stands for it on the judge page.
+FLAGS = {
+    Flag.UNSAFE: ("u", "Unsafe"),
+    Flag.WRONG: ("w", "Factually wrong"),
+    Flag.OFF_TOPIC: ("o", "Off topic"),
+    Flag.IDENTITY_LEAK: ("i", "Identity leak"),
+    Flag.BROKEN: ("b", "Broken"),
+}
+SKIP_REASONS = {
+    SkipReason.UNSURE: "I cannot tell",
+    SkipReason.TOO_LONG: "Too long",
+    SkipReason.NOT_MY_FIELD: "Not my field",
+    SkipReason.UNPLEASANT: "Unpleasant",
+    SkipReason.OTHER: "Something else",
+}
 TONES = {RunStatus.RUNNING: "good", RunStatus.PAUSED: "warning", RunStatus.FAILED: "error"}
 
 

@@ -86,7 +86,7 @@ export class Queue {
       }
       this.remove(item.key);
       if (answer.ok) this.on.answer(answer.text, item);
-      else this.on.refused(answer.text, item);
+      else this.on.refused(answer.text, item, answer.status);
     }
     this.say();
   }

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.core.vocabulary import Role
 from app.store import accounts, checkpoints, judgments, projects
 from app.store.db import make_engine, session_factory
-from app.store.models import Account, Checkpoint, JudgmentRevision, Project
+from app.store.models import Account, Checkpoint, JudgmentRevision, Membership, Project
 from app.web.security import signed
 from tests.browser import server, stage
 from tests.conftest import _clone
@@ -111,13 +111,21 @@ def watch(chromium: Browser, site: str) -> Iterator[Watch]:
 
 
 class Desk:
-    """One project with pairs and one person at the judge page."""
+    """One project with pairs, or with `answers` each, and one person at the judge page who has read the guidelines.
 
-    def __init__(self, watch: Watch, sessions: sessionmaker[Session], pairs: int, **project: object) -> None:
+    `guidelines` and any column of the project can be given.
+    """
+
+    def __init__(
+        self, watch: Watch, sessions: sessionmaker[Session], pairs: int, guidelines: str = "", **settings: object
+    ) -> None:
         self.watch, self.sessions, self.site = watch, sessions, watch.site
         with sessions() as s:
             slug = f"project-{time.time_ns()}"
-            self.project: Project = projects.create_project(s, slug, "Support replies", **project)  # type: ignore[arg-type]
+            self.project: Project = projects.create_project(s, slug, "Support replies", guidelines=guidelines)
+            for name, value in settings.items():
+                setattr(self.project, name, value)
+            s.flush()
             self.policy: Checkpoint = stage.register(s, self.project, stage.CheckpointKind.POLICY, None, None, {})
             checkpoints.promote(s, self.project.id, self.policy.id, None)
             stage.fill(s, self.project, self.policy, pairs)
@@ -129,6 +137,7 @@ class Desk:
         """Somebody new in the project."""
         with self.sessions() as s:
             account = stage.person(s, f"{role.value} {time.time_ns()}", self.project, role)
+            s.get_one(Membership, (self.project.id, account.id)).guidelines_read = 1
             s.commit()
             return account
 

@@ -110,6 +110,7 @@ def fill(
     known = {p.messages[-1]["content"]: p.id for p in s.query(Prompt).filter_by(project_id=project.id)}
     for i, (prompt, good, poor) in enumerate(rows):
         answers = [good, poor] if i % 2 else [poor, good]
+        answers += [f"{POOR[j % 3]} ({j})" for j in range(2, project.answers)]
         comparisons.add_sampled_pair(s, project, known[prompt], [sampled(policy, text, i) for text in answers])
 
 

@@ -2,12 +2,13 @@ import uuid
 from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import func, select
 
 from app.core.sampler import CompletionRequest, CompletionResult, SamplerFailure
-from app.core.vocabulary import DropCause, FinishReason, Split
+from app.core.vocabulary import DropCause, FinishReason, Mode, Split
 from app.jobs.pool import BATCH, FIRST_BATCH, NotServing, refill, why_not
 from app.store import checkpoints, comparisons, prompts
-from app.store.models import Comparison, Completion, Prompt
+from app.store.models import Candidate, Comparison, Completion, Prompt
 
 
 class Sampler:
@@ -158,3 +159,15 @@ def test_a_project_without_a_policy_or_without_prompts_waits(sessions, make_with
         make.policy(without_prompts, promote=True)
     assert refill(sessions, Sampler(), without_policy.id) is None
     assert refill(sessions, Sampler(), without_prompts.id) is None
+
+
+def test_a_project_that_ranks_gets_as_many_answers_a_prompt_as_it_asks_for(sessions, project):
+    with sessions.begin() as s:
+        ranks = s.merge(project)
+        ranks.mode, ranks.answers = Mode.RANK, 4
+    sampler = Sampler()
+    assert refill(sessions, sampler, project.id) == 2
+    assert len(sampler.asked) == 8
+    with sessions() as s:
+        kept = s.scalars(select(func.count()).select_from(Candidate).group_by(Candidate.comparison_id)).all()
+    assert kept == [4, 4]

@@ -1,13 +1,14 @@
 """The judge page and the four things a person does there, as HTTP."""
 
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import select
 
-from app.core.vocabulary import Verdict
-from app.store import claims, judgments
-from app.store.models import Judgment, JudgmentRevision
+from app.core.vocabulary import Mode, Verdict
+from app.store import claims, judgments, projects
+from app.store.models import Judgment, JudgmentRevision, Membership, Project
 from tests.web.conftest import FETCHING, Cast, House, judgment
 from tests.web.reading import tasks_of, words_of
 
@@ -152,3 +153,55 @@ def test_a_stale_order_is_refused(annotator, base, house, cast):
     answer = annotator.post(f"{base}/judgments", data=judgment(task, order="0,0"), headers=FETCHING)
     assert answer.status_code in (409, 422)
     assert tally(house, cast) == 0
+
+
+def test_the_guidelines_are_read_before_work_is_handed_out(annotator, base, house, cast):
+    task = tasks_of(annotator.get(f"{base}/judge").text)[0]
+    with house.store() as s:
+        projects.revise_guidelines(s, cast.project.id, "Prefer the shorter one.")
+    sent = annotator.get(f"{base}/judge")
+    assert (sent.status_code, sent.headers["location"]) == (303, f"{base}/guidelines")
+    answer = annotator.post(f"{base}/judgments", data=judgment(task), headers=FETCHING)
+    assert (answer.status_code, tasks_of(answer.text)) == (200, [])
+    assert "The guidelines have changed" in words_of(answer.text)
+    assert tally(house, cast) == 1
+
+
+def test_somebody_paused_is_told_why_and_what_they_hold_is_still_taken(annotator, base, house, cast):
+    task = tasks_of(annotator.get(f"{base}/judge").text)[0]
+    with house.store() as s:
+        s.get_one(Membership, (cast.project.id, cast.people["annotator"].id)).paused_at = datetime.now(UTC)
+    assert "An admin has paused your judging" in words_of(annotator.get(f"{base}/judge").text)
+    answer = annotator.post(f"{base}/judgments", data=judgment(task), headers=FETCHING)
+    assert (answer.status_code, tasks_of(answer.text)) == (200, [])
+    assert tally(house, cast) == 1
+
+
+def test_a_cap_hands_out_what_is_left_of_it(annotator, base, house, cast):
+    with house.store() as s:
+        s.get_one(Project, cast.project.id).cap = 1
+    [task] = tasks_of(annotator.get(f"{base}/judge").text)
+    answer = annotator.post(f"{base}/judgments", data=judgment(task), headers=FETCHING)
+    assert tasks_of(answer.text) == []
+    assert "You have given all that was asked" in words_of(annotator.get(f"{base}/judge").text)
+
+
+@pytest.mark.parametrize(("mode", "where"), [(Mode.CHAT, "chat"), (Mode.DEMONSTRATE, "write")])
+def test_other_modes_have_pages_of_their_own(annotator, base, house, cast, mode, where):
+    with house.store() as s:
+        s.get_one(Project, cast.project.id).mode = mode
+    assert annotator.get(f"{base}/judge").headers["location"] == f"{base}/{where}"
+
+
+def test_a_judgment_is_looked_at_again_and_changed(annotator, admin, base, house):
+    task = tasks_of(annotator.get(f"{base}/judge").text)[0]
+    annotator.post(f"{base}/judgments", data=judgment(task, rationale="Because."), headers=FETCHING)
+    again = f"{base}/judge?revise={task['comparison']}"
+    page = annotator.get(again).text
+    assert tasks_of(page) == [task]
+    assert "Because." in page
+    assert admin.get(again).status_code == 404
+    sent = annotator.post(f"{base}/judgments", data=judgment(task, verdict="right", back="history"))
+    assert (sent.status_code, sent.headers["location"]) == (303, f"{base}/history")
+    with house.store() as s:
+        assert [one.revision for one in s.scalars(select(JudgmentRevision))] == [1, 2]
