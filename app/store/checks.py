@@ -51,6 +51,11 @@ def qualifies(project: Project, member: Membership) -> bool:
     return project.qualify_on > 0 and member.qualified_at is None and member.role is not Role.ADMIN
 
 
+def must_qualify(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> bool:
+    """The same by ids: such a person is handed no other work."""
+    return qualifies(s.get_one(Project, project_id), s.get_one(Membership, (project_id, account_id)))
+
+
 def draw_check(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, held: list[uuid.UUID]) -> uuid.UUID | None:
     """Lease a check to this person, if it is time for one: its comparison, else None.
 

@@ -16,6 +16,7 @@ from app.core.errors import NotFound
 from app.core.pairing import side_order
 from app.core.records import Message
 from app.core.vocabulary import AssignmentState, ComparisonState
+from app.store.checks import draw_check, must_qualify
 from app.store.models import Assignment, Comparison, Slot, SlotState
 
 MOST_AT_ONCE = 5000  # leases ended by one call; the next one takes the rest
@@ -157,7 +158,10 @@ def claim(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, count: int =
             .values(lease_expires_at=text("now() + make_interval(secs => :lease)").bindparams(lease=lease)),
             execution_options={"synchronize_session": False},
         )
-    if len(held) < count:
+    for _ in range(count - len(held)):
+        check = draw_check(s, project_id, account_id, held)
+        held = held if check is None else [*held, check]
+    if len(held) < count and not must_qualify(s, project_id, account_id):
         held = _take(s, who, held, count)
     return tasks(s, project_id, account_id, held)
 

@@ -179,3 +179,35 @@ def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int
         execution_options=_QUIET,
     )
     return count
+
+
+def retire_others(s: Session, project_id: uuid.UUID, answers: int) -> int:
+    """Hand out no more comparisons that have another number of answers than this; returns how many.
+
+    What is leased is finished: a slot that is held stays with its holder, and retires when it is given up.
+    """
+    count = select(func.count()).where(Candidate.comparison_id == Comparison.id).scalar_subquery()
+    gone = s.scalars(
+        update(Comparison)
+        .where(
+            Comparison.project_id == project_id,
+            Comparison.state == ComparisonState.OPEN,
+            Comparison.votes_wanted > 0,
+            count != answers,
+        )
+        .values(state=ComparisonState.RETIRED)
+        .returning(Comparison.id),
+        execution_options=_QUIET,
+    ).all()
+    s.execute(
+        update(Slot)
+        .where(Slot.project_id == project_id, Slot.state == SlotState.FREE, Slot.comparison_id.in_(gone))
+        .values(state=SlotState.RETIRED),
+        execution_options=_QUIET,
+    )
+    return len(gone)
+
+
+def want_votes(s: Session, project_id: uuid.UUID, votes: int, by: uuid.UUID | None) -> None:
+    """Want so many votes of each comparison that is made from now on."""
+    s.execute(update(Project).where(Project.id == project_id).values(votes_wanted=votes), execution_options=_QUIET)

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Form
 from starlette.responses import RedirectResponse, Response
 
-from app.store import claims, judgments, projects
+from app.store import checks, claims, judgments, projects
+from app.store.checks import Lesson
 from app.store.claims import Task
 from app.store.judgments import Submission
 from app.web.access import Policy, Visit, may
@@ -44,14 +45,16 @@ def submit(visit: Annotator, form: Annotated[JudgmentForm, Form()]) -> Response:
     """Take a judgment; the answer brings the comparison after the one that is already in the page."""
     submission = Submission(**form.model_dump(exclude={"held"}))
     judgments.submit(visit.s, visit.project.id, visit.account.id, submission)
-    return following(visit, form.held)
+    lesson = checks.after(visit.s, visit.project.id, visit.account.id, form.comparison_id)
+    return following(visit, form.held, lesson)
 
 
 @router.post("/skip")
 def skip(visit: Annotator, form: Annotated[SkipForm, Form()]) -> Response:
     """Leave a comparison to somebody else."""
     judgments.skip(visit.s, visit.project.id, visit.account.id, form.comparison_id, form.reason or None)
-    return following(visit, form.held)
+    lesson = checks.after(visit.s, visit.project.id, visit.account.id, form.comparison_id)
+    return following(visit, form.held, lesson)
 
 
 @router.post("/undo")
@@ -67,16 +70,18 @@ def more(visit: Annotator, form: Annotated[HeldForm, Form()]) -> Response:
     return following(visit, form.held)
 
 
-def following(visit: Visit, held: Sequence[uuid.UUID]) -> Response:
+def following(visit: Visit, held: Sequence[uuid.UUID], lesson: Lesson | None = None) -> Response:
     """The comparisons that the page does not have yet, up to one more than it has."""
     wanted = min(max(IN_PAGE, len(held) + 1), MOST_IN_PAGE)
     leased = claims.claim(visit.s, visit.project.id, visit.account.id, wanted)
-    return answer(visit, [task for task in leased if task.comparison_id not in held], held)
+    return answer(visit, [task for task in leased if task.comparison_id not in held], held, lesson=lesson)
 
 
-def answer(visit: Visit, tasks: Sequence[Task], held: Sequence[uuid.UUID], again: bool = False) -> Response:
+def answer(
+    visit: Visit, tasks: Sequence[Task], held: Sequence[uuid.UUID], again: bool = False, lesson: Lesson | None = None
+) -> Response:
     """A fragment for the page's script; without scripts, the way back to the page."""
     if wants_page(visit.request):
         return RedirectResponse(f"/p/{visit.project.slug}/judge", 303)
     tally = judgments.tally(visit.s, visit.project.id, visit.account.id)
-    return page(visit, "judge/_next.html", tasks=tasks, held=held, tally=tally, again=again)
+    return page(visit, "judge/_next.html", tasks=tasks, held=held, tally=tally, again=again, lesson=lesson)
