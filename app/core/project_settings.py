@@ -62,7 +62,7 @@ class ProjectSettings(BaseModel):
         gt=0, le=5, description="Logits are divided by it; 1 samples from the policy itself, less is tamer."
     )
     top_p: float = Field(gt=0, le=1, description="Keep the smallest set of tokens with this much probability.")
-    max_tokens: int = Field(ge=1, le=4096, description="Longest answer, in tokens.")
+    max_tokens: int = Field(ge=1, le=4096, description="Where an answer is cut off.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -17,7 +17,7 @@ from app.core.pairing import side_order
 from app.core.records import Message
 from app.core.vocabulary import AssignmentState, ComparisonState
 from app.store.checks import draw_check, must_qualify
-from app.store.models import Assignment, Comparison, Slot, SlotState
+from app.store.models import Assignment, Comparison, Project, Slot, SlotState
 
 MOST_AT_ONCE = 5000  # leases ended by one call; the next one takes the rest
 
@@ -158,10 +158,13 @@ def claim(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, count: int =
             .values(lease_expires_at=text("now() + make_interval(secs => :lease)").bindparams(lease=lease)),
             execution_options={"synchronize_session": False},
         )
-    for _ in range(count - len(held)):
-        check = draw_check(s, project_id, account_id, held)
-        held = held if check is None else [*held, check]
-    if len(held) < count and not must_qualify(s, project_id, account_id):
+    project = s.get_one(Project, project_id)
+    only_checks = bool(project.qualify_on) and must_qualify(s, project_id, account_id)
+    if only_checks or project.gold_rate or project.repeat_rate:
+        for _ in range(count - len(held)):
+            check = draw_check(s, project_id, account_id, held)
+            held = held if check is None else [*held, check]
+    if len(held) < count and not only_checks:
         held = _take(s, who, held, count)
     return tasks(s, project_id, account_id, held)
 

@@ -39,16 +39,16 @@ def test_the_estimates_rank_people_rightly_and_the_intervals_cover_what_they_are
     covered, ranked = 0, 0
     # The biased one follows the truth in a third of 65 %, and by the shuffle in half of the rest.
     truth = RELIABLE | {"biased": 0.33 * 0.65 + 0.67 * 0.5}
-    for seed in range(6):
-        said, known, _ = votes_of(seed, 300, 3, gold_share=0.1 * (seed % 2))
+    for seed in range(4):
+        said, known, _ = votes_of(seed, 240, 3, gold_share=0.1 * (seed % 2))
         found = {one["account_id"]: one for one in skill_fit.estimates(said, known)}
         assert set(found) == set(RELIABLE)
         covered += sum(found[name]["low"] <= truth[name] <= found[name]["high"] for name in truth)
         order = sorted(found, key=lambda name: -found[name]["skill"])
         ranked += order.index("anna") < order.index("carl") and set(order[-2:]) == {"spammer", "biased"}
         assert all(0.02 < one["high"] - one["low"] < 0.3 for one in found.values())
-    assert ranked == 6
-    assert covered >= 31  # of 36; 95 % would be 34
+    assert ranked == 4
+    assert covered >= 21  # of 24; 95 % would be 23
 
 
 def test_a_few_votes_or_lone_ones_are_no_estimate():
