@@ -13,9 +13,9 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.core.pairing import agrees
 from app.core.vocabulary import DrawReason, Origin
 from app.store import audit
+from app.store.bulk import place_prompts
 from app.store.checks import copy_of
 from app.store.models import Candidate, Comparison, Completion, Gold, Project, new_id
-from app.store.prompts import place_prompts
 
 LEAST_VOTES = 3
 LONGEST_EXPLANATION = 4000
