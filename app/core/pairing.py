@@ -33,3 +33,10 @@ def side_order(comparison_id: str, annotator_id: str, count: int = 2) -> list[in
 def pairs_of(tiers: Tiers) -> list[tuple[int, int]]:
     """All strict pairs (better, worse) that a ranking with ties implies, best tier first."""
     return [(a, b) for upper, lower in combinations(tiers, 2) for a in upper for b in lower]
+
+
+def agrees(gold: Tiers, said: Tiers) -> bool:
+    """Whether an answer decides every pair as the known one does; where that is a tie, whether it ties as well."""
+    wanted = set(pairs_of(gold))
+    found = set(pairs_of(said))
+    return wanted <= found if wanted else not found

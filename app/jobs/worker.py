@@ -1,7 +1,7 @@
 """The worker: prepares the first start, claims runs, keeps the sampler alive and the pool filled.
 
-One thread starts every child process, because a leash hangs on the thread that put it on. The pool and the heartbeat
-have threads of their own, so a long step of one never delays another.
+One thread starts every child process, because a leash hangs on the thread that put it on. The pool, the
+heartbeat and the fit of skills have threads of their own, so a long step of one never delays another.
 """
 
 import logging
@@ -19,6 +19,7 @@ from app.jobs import prepare
 from app.jobs.attempt import Attempt
 from app.jobs.pool import Pool
 from app.jobs.sampler_process import SamplerProcess
+from app.jobs.skill import Skills
 from app.settings import Settings
 from app.store import runs
 from app.store.db import make_engine, session_factory
@@ -48,6 +49,7 @@ def work(settings: Settings, url: str) -> None:
         prepare.first_start(settings, sessions)
         pool = Pool(settings, sessions, stopping)
         pool.start()
+        Skills(sessions, stopping).start()
         while not stopping.is_set():
             sampler.tend()
             if attempt is None:

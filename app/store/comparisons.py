@@ -55,7 +55,8 @@ def add_sampled_pair(
 ) -> Comparison:
     """Store two or more answers to one prompt as a comparison with the project's wanted votes as free slots.
 
-    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt. NotFound for a foreign prompt, Invalid for one answer.
+    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt. NotFound for a
+    foreign prompt, Invalid for one answer.
     """
     if len(completions) < 2:
         raise Invalid("A comparison needs at least two answers.")
@@ -184,6 +185,33 @@ def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int
         execution_options=_QUIET,
     )
     return count
+
+
+def retire_others(s: Session, project_id: uuid.UUID, answers: int) -> int:
+    """Hand out no more comparisons that have another number of answers than this; returns how many.
+
+    What is leased is finished: a slot that is held stays with its holder, and retires when it is given up.
+    """
+    count = select(func.count()).where(Candidate.comparison_id == Comparison.id).scalar_subquery()
+    gone = s.scalars(
+        update(Comparison)
+        .where(
+            Comparison.project_id == project_id,
+            Comparison.state == ComparisonState.OPEN,
+            Comparison.votes_wanted > 0,
+            count != answers,
+        )
+        .values(state=ComparisonState.RETIRED)
+        .returning(Comparison.id),
+        execution_options=_QUIET,
+    ).all()
+    s.execute(
+        update(Slot)
+        .where(Slot.project_id == project_id, Slot.state == SlotState.FREE, Slot.comparison_id.in_(gone))
+        .values(state=SlotState.RETIRED),
+        execution_options=_QUIET,
+    )
+    return len(gone)
 
 
 MOST_VOTES = 100

@@ -18,10 +18,12 @@ from app.store.models import Snapshot, new_id
 
 FETCH = 1000
 
-# What a snapshot leaves out is said here once: withdrawn and surplus judgments, gold, repeats and contests.
+# What a snapshot leaves out is said here once: withdrawn and surplus judgments, gold, repeats and contests, and the
+# judgments of people who are left out at that moment.
 _QUERY = {
     "counted": True,
     "withdrawn": False,
+    "left_out": False,
     "reasons": ["random", "uncertain"],
 }
 
@@ -44,7 +46,8 @@ _PREFERENCE = """
 STANDING = text(
     _PREFERENCE.format(
         source="judgment j JOIN judgment_revision r ON r.judgment_id = j.id AND r.revision = j.revision",
-        condition="j.project_id = :project AND NOT j.withdrawn AND c.reason IN ('random', 'uncertain')"
+        condition="j.project_id = :project AND NOT j.withdrawn AND NOT m.left_out"
+        " AND c.reason IN ('random', 'uncertain')"
         " AND EXISTS (SELECT FROM slot s WHERE s.comparison_id = j.comparison_id"
         " AND s.holder_id = j.account_id AND s.state = 'filled')",
     )
@@ -65,7 +68,8 @@ _KEEP = text(
 
 
 def freeze(s: Session, project_id: uuid.UUID, by: uuid.UUID | None = None) -> Snapshot:
-    """Freeze the counted judgments of a project: neither withdrawn nor surplus, without gold, repeats and contests.
+    """Freeze the counted judgments of a project: neither withdrawn nor surplus, nor of people left out, without gold,
+    repeats and contests.
 
     Ties and both-bad are in it. The same judgments give the same hash.
     """

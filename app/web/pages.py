@@ -49,11 +49,14 @@ PLACES = (
     Place("policies", "/policies", "Policies"),
     Place("data", "/data", "Data"),
     Place("people", "/people", "People"),
+    Place("quality", "/quality", "Quality"),
+    Place("settings", "/settings", "Settings"),
+    Place("me", "/me", "Your numbers"),
 )
 SEEN_BY = {
-    Role.ADMIN: {place.key for place in PLACES},
+    Role.ADMIN: {place.key for place in PLACES} - {"me"},  # their own stand on the page of all
     Role.RESEARCHER: {"loop", "runs", "policies", "data"},
-    Role.ANNOTATOR: {"judge"},
+    Role.ANNOTATOR: {"judge", "me"},
 }
 
 

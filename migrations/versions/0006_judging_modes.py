@@ -37,6 +37,7 @@ MEMBERSHIP = (
     "left_out BOOLEAN DEFAULT false NOT NULL",
     "qualified_at TIMESTAMP WITH TIME ZONE",
     "failed_at TIMESTAMP WITH TIME ZONE",
+    "retried_at TIMESTAMP WITH TIME ZONE",
 )
 REVISION = ("flags JSONB", "ratings JSONB", "rationale TEXT", "ideal_id UUID")
 TABLES = ("gold", "draft", "skill", "writing", "chat_turn", "chat", "identity", "password_reset")

@@ -135,6 +135,11 @@ function take(html) {
     if ("again" in task.dataset) putBack(task);
     else document.getElementById("empty").before(task);
   }
+  const notice = page.querySelector("[data-notice]");
+  if (notice) {
+    note.replaceChildren(notice);
+    note.hidden = false;
+  }
   const tally = page.getElementById("tally");
   if (tally) document.getElementById("tally").replaceWith(tally);
   const told = page.querySelector("[data-notice]");

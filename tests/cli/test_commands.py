@@ -205,3 +205,27 @@ def test_several_projects_must_be_told_apart(sessions, project, make_with):
     assert "run" in say("runs", "--project", project.slug)
     with pytest.raises(NotFound):
         say("runs", "--project", "nowhere")
+
+
+def test_settings_are_shown_and_set_with_the_checks_of_the_page(sessions, project):
+    assert "votes_wanted=1  # People who judge" in say("project", "show")
+    assert say("project", "set", "votes_wanted=3", "cap=50") == "Changed: votes_wanted, cap.\n"
+    assert say("project", "set", "cap=") == "Changed: cap.\n"
+    for given, word in (("cap=none", "cap"), ("salt=x", "no setting salt"), ("qualify_on=2", "only 0 gold")):
+        with pytest.raises(Invalid, match=word):
+            say("project", "set", "votes_wanted=9", given)
+    shown = say("project", "show")
+    assert "votes_wanted=3 " in shown
+    assert "cap=  #" in shown
+
+
+def test_gold_comes_from_a_file_whole_or_not_at_all(sessions, project, tmp_path):
+    file = tmp_path / "gold.jsonl"
+    line = {"prompt": "Where is order 7?", "answers": ["On its way.", "Who knows."], "explanation": "It answers."}
+    good = json.dumps(line | {"qualification": True})
+    file.write_text(f"{good}\n{json.dumps(line | {'best': 3})}\n")
+    with pytest.raises(Invalid, match="Line 2"):
+        say("gold", str(file))
+    file.write_text(good + "\n")
+    assert say("gold", str(file)) == "Gold comparisons added: 1.\n"
+    assert say("project", "set", "qualify_on=1") == "Changed: qualify_on.\n"

@@ -19,6 +19,8 @@ USING = [
     "import",
     "export",
     "evaluate",
+    "project",
+    "gold",
 ]
 
 

@@ -114,7 +114,8 @@ class Membership(Base):
 
     `source` is the label of an imported annotator in the file that it came from. `guidelines_read` is the newest
     version that this person has opened and closed. Somebody paused is handed nothing; `left_out` keeps their judgments
-    out of new snapshots. Of `qualified_at` and `failed_at` at most one is set.
+    out of new snapshots. Of `qualified_at` and `failed_at` at most one is set; a qualification round that was opened
+    again counts from `retried_at`.
     """
 
     __tablename__ = "membership"
@@ -136,6 +137,7 @@ class Membership(Base):
     left_out: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     qualified_at: Mapped[datetime | None]
     failed_at: Mapped[datetime | None]
+    retried_at: Mapped[datetime | None]
 
 
 class Invitation(Base):

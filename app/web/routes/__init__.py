@@ -8,6 +8,8 @@ from app.web.routes.judge import router as judge
 from app.web.routes.loop import router as loop
 from app.web.routes.people import router as people
 from app.web.routes.policies import router as policies
+from app.web.routes.project import router as project
+from app.web.routes.quality import router as quality
 from app.web.routes.runs import router as runs
 
-ROUTERS = (health, accounts, loop, judge, drafts, runs, policies, data, people)
+ROUTERS = (health, accounts, loop, judge, drafts, runs, policies, data, people, quality, project)

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Form
 from starlette.responses import RedirectResponse, Response
 
 from app.core.vocabulary import Mode
-from app.store import claims, judgments, projects
+from app.store import checks, claims, judgments, projects
+from app.store.checks import Lesson
 from app.store.claims import Task
 from app.store.judgments import Submission
 from app.store.revising import look_again
@@ -72,18 +73,20 @@ def submit(visit: Annotator, form: Annotated[JudgmentForm, Form()]) -> Response:
     """Take a judgment; the answer brings the comparison after the one that is already in the page."""
     submission = Submission(**form.model_dump(exclude={"held", "back"}))
     judgments.submit(visit.s, visit.project.id, visit.account.id, submission)
+    lesson = checks.after(visit.s, visit.project.id, visit.account.id, form.comparison_id)
     if form.back:
         if wants_page(visit.request):
             return RedirectResponse(f"/p/{visit.project.slug}/{form.back}", 303)
-        return answer(visit, [], form.held)
-    return following(visit, form.held)
+        return answer(visit, [], form.held, lesson=lesson)
+    return following(visit, form.held, lesson)
 
 
 @router.post("/skip")
 def skip(visit: Annotator, form: Annotated[SkipForm, Form()]) -> Response:
     """Leave a comparison to somebody else."""
     judgments.skip(visit.s, visit.project.id, visit.account.id, form.comparison_id, form.reason)
-    return following(visit, form.held)
+    lesson = checks.after(visit.s, visit.project.id, visit.account.id, form.comparison_id)
+    return following(visit, form.held, lesson)
 
 
 @router.post("/undo")
@@ -99,14 +102,15 @@ def more(visit: Annotator, form: Annotated[HeldForm, Form()]) -> Response:
     return following(visit, form.held)
 
 
-def following(visit: Visit, held: Sequence[uuid.UUID]) -> Response:
+def following(visit: Visit, held: Sequence[uuid.UUID], lesson: Lesson | None = None) -> Response:
     """The comparisons that the page does not have yet, up to one more than it has; none for whom may not have more."""
     if wants_page(visit.request):
         return RedirectResponse(f"/p/{visit.project.slug}/judge", 303)
     found = standing(visit.s, visit.project.id, visit.account.id)
     wanted = handed_work(found, min(max(IN_PAGE, len(held) + 1), MOST_IN_PAGE))
     leased = claims.claim(visit.s, visit.project.id, visit.account.id, wanted) if wanted else []
-    return answer(visit, [task for task in leased if task.comparison_id not in held], held, found=found)
+    tasks = [task for task in leased if task.comparison_id not in held]
+    return answer(visit, tasks, held, found=found, lesson=lesson)
 
 
 def handed_work(found: Standing, wanted: int) -> int:
@@ -122,9 +126,11 @@ def answer(
     held: Sequence[uuid.UUID],
     again: bool = False,
     found: Standing | None = None,
+    lesson: Lesson | None = None,
 ) -> Response:
     """A fragment for the page's script; without scripts, the way back to the page."""
     if wants_page(visit.request):
         return RedirectResponse(f"/p/{visit.project.slug}/judge", 303)
     tally = judgments.tally(visit.s, visit.project.id, visit.account.id)
-    return page(visit, "judge/_next.html", tasks=tasks, held=held, tally=tally, again=again, standing=found)
+    shown = {"tasks": tasks, "held": held, "tally": tally, "again": again, "standing": found, "lesson": lesson}
+    return page(visit, "judge/_next.html", **shown)
