@@ -111,7 +111,7 @@ function show(task, said = "") {
   shownAt = lastSeenAt = performance.now();
   firstKeyAt = 0;
   activeMs = 0;
-  const asked = task.querySelector(".question").textContent.replace(/\s+/g, " ").trim();
+  const asked = task.querySelector(".question").innerText.replace(/\s+/g, " ").trim();
   announce.textContent = `${said} Next comparison. ${asked.slice(0, 200)}`;
 }
 
