@@ -12,7 +12,9 @@ from markupsafe import escape
 
 LONGEST = 2_000
 DEEPEST = 24
-LONG_LINE = 90
+# A longer formula may be wider than a phone: it can be scrolled, by key as well.
+LONG_LINE = 30
+SCROLLS = ' tabindex="0" role="group" aria-label="Formula"'
 
 ELEMENTS = frozenset(
     "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle mpadded mphantom mover munder munderover "
@@ -47,7 +49,7 @@ def inline(source: str, opener: str, closer: str, left: Budget) -> str:
     made = mathml(source, block, left)
     if made is None:
         return f'<code class="tex">{escape(opener + source + closer)}</code>'
-    return made
+    return f'<span class="formula"{SCROLLS}>{made}</span>' if len(source) > 2 * LONG_LINE else made
 
 
 def display(source: str, opener: str, closer: str, left: Budget) -> str:
@@ -55,8 +57,7 @@ def display(source: str, opener: str, closer: str, left: Budget) -> str:
     made = mathml(source, True, left)
     if made is None:
         return f'<div class="code"><pre><code class="tex">{escape(opener + source + closer)}</code></pre></div>'
-    reach = ' tabindex="0" role="group" aria-label="Formula"' if len(source) > LONG_LINE else ""
-    return f'<div class="formula"{reach}>{made}</div>'
+    return f'<div class="formula"{SCROLLS if len(source) > LONG_LINE else ""}>{made}</div>'
 
 
 def mathml(source: str, block: bool, left: Budget) -> str | None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import isWhiteSpace
-from markdown_it.rules_block import StateBlock
+from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
@@ -25,7 +25,7 @@ DOLLARS = 6
 NARROW_TABLE = 6
 
 ELEMENTS = frozenset(
-    "p strong em s code pre h3 h4 h5 h6 ul ol li blockquote hr table thead tbody tr th td a span div".split()
+    "p strong em s code pre h2 h3 h4 h5 h6 ul ol li blockquote hr table thead tbody tr th td a span div".split()
 ) | frozenset(formulas.ELEMENTS)
 ATTRIBUTES: dict[str, frozenset[str]] = {
     "a": frozenset({"href", "target"}),
@@ -35,10 +35,11 @@ ATTRIBUTES: dict[str, frozenset[str]] = {
     "table": frozenset({"dir"}),
     "pre": frozenset({"dir"}),
     "div": frozenset({"tabindex", "role", "aria-label"}),
+    "span": frozenset({"tabindex", "role", "aria-label"}),
     **{name: frozenset(formulas.ATTRIBUTES) for name in formulas.ELEMENTS},
 }
 CLASSES: dict[str, frozenset[str]] = {
-    "span": frozenset({*highlighting.CLASSES, "image", "host", "lang"}),
+    "span": frozenset({*highlighting.CLASSES, "image", "host", "lang", "formula"}),
     "code": frozenset({"tex"}),
     "div": frozenset({"code", "wide", "formula"}),
     "ul": frozenset({"tight"}),
@@ -48,6 +49,8 @@ CLASSES: dict[str, frozenset[str]] = {
 }
 SIMPLE = {"strong", "em", "s", "thead", "tbody", "tr", "li"}
 CJK = re.compile(r"[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
+PIPE = re.compile(r"(?<!\\)\|")
+HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 OPENING = "([{<（「『【《〈〔“‘"
 CLOSING = ")]}>）」』】》〉〕”’。、，．：；！？"
 ADDRESS = re.compile(r"://[^\s<>\"'`*|\\^{}\[\]\u3000-\u303f\uff00-\uffef]+", re.IGNORECASE)
@@ -59,18 +62,19 @@ def parser() -> MarkdownIt:
     """The rules that are on."""
     made = MarkdownIt("commonmark", {"html": False, "maxNesting": DEEPEST}).enable(["table", "strikethrough"])
     made.disable(["code", "reference", "lheading", "html_block", "html_inline"])
+    made.block.ruler.at("table", whole_table, {"alt": ["paragraph", "reference"]})
     made.inline.ruler.at("emphasis", emphasis)
     made.inline.ruler.at("newline", newline)
     made.inline.ruler.before("escape", "formula", formula)
     made.inline.ruler.before("newline", "address", address)
     above = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     made.block.ruler.before("fence", "formula_block", formula_block, above)
-    made.validateLink = lambda url: url.lower().startswith(("http://", "https://"))  # type: ignore[method-assign]
+    made.validateLink = web_address  # type: ignore[method-assign]
     return made
 
 
 def html(text: str, heading: int) -> str | None:
-    """The text as HTML that is yet to be sanitised; None where it is nested deeper than it can be shown."""
+    """The text as HTML that is yet to be sanitised; None where some of it would not be seen."""
     try:
         tokens = PARSER.parse(text)
     except RecursionError:
@@ -86,6 +90,22 @@ def inner_level(token: Token) -> int:
 
 
 # What is added to the rules of CommonMark.
+
+
+def whole_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A table, unless a row has more cells than the head: what is beyond would be dropped, so it all stays text."""
+    before = len(state.tokens)
+    if not table(state, start, end, silent):
+        return False
+    width = sum(token.type == "th_open" for token in state.tokens[before:])
+    for line in range(start + 2, state.line if not silent else start):
+        row = state.getLines(line, line + 1, 0, False).strip()
+        cells = len(PIPE.findall(row)) + 1 - row.startswith("|") - (len(row) > 1 and row.endswith("|"))
+        if cells > width:
+            del state.tokens[before:]
+            state.line = start
+            return False
+    return True
 
 
 def emphasis(state: StateInline, silent: bool) -> bool:
@@ -132,7 +152,7 @@ def address(state: StateInline, silent: bool) -> bool:
         rest = rest[:-1].rstrip(".,;:!?")
     written = state.pending[-len(scheme) :] + rest
     url = state.md.normalizeLink(written)
-    if len(rest) < 5 or not host(url):
+    if not web_address(url):
         return False
     if not silent:
         state.pending = state.pending[: -len(scheme)]
@@ -356,6 +376,11 @@ def image(token: Token) -> str:
     title = token.attrs.get("title")
     parts = (words, str(title or ""), str(token.attrs.get("src", "")))
     return f'<span class="image">[Image: {escape(", ".join(part for part in parts if part))}]</span>'
+
+
+def web_address(url: str) -> bool:
+    """Whether this leads to a host on the web, and to nothing else."""
+    return url.lower().startswith(("http://", "https://")) and HOST.fullmatch(host(url)) is not None
 
 
 def host(url: str) -> str:
