@@ -31,12 +31,68 @@ KINDS: tuple[tuple[_TokenType, str], ...] = (
 )
 LANGUAGES = {
     name: name
-    for name in (
-        "bash c c++ clojure console cpp cs csharp css dart diff dockerfile elixir erlang go graphql haskell html ini "
-        "java javascript js json jsx julia kotlin latex lua makefile matlab nginx objective-c ocaml perl php "
-        "powershell python py python3 r rb rs ruby rust scala scheme scss sh shell sql swift tex toml ts tsx "
-        "typescript xml yaml yml zig"
-    ).split()
+    for name in [
+        "bash",
+        "c",
+        "c++",
+        "clojure",
+        "console",
+        "cpp",
+        "cs",
+        "csharp",
+        "css",
+        "dart",
+        "diff",
+        "dockerfile",
+        "elixir",
+        "erlang",
+        "go",
+        "graphql",
+        "haskell",
+        "html",
+        "ini",
+        "java",
+        "javascript",
+        "js",
+        "json",
+        "jsx",
+        "julia",
+        "kotlin",
+        "latex",
+        "lua",
+        "makefile",
+        "matlab",
+        "nginx",
+        "objective-c",
+        "ocaml",
+        "perl",
+        "php",
+        "powershell",
+        "python",
+        "py",
+        "python3",
+        "r",
+        "rb",
+        "rs",
+        "ruby",
+        "rust",
+        "scala",
+        "scheme",
+        "scss",
+        "sh",
+        "shell",
+        "sql",
+        "swift",
+        "tex",
+        "toml",
+        "ts",
+        "tsx",
+        "typescript",
+        "xml",
+        "yaml",
+        "yml",
+        "zig",
+    ]
 } | {"node": "js", "golang": "go", "c#": "csharp", "f#": "fsharp", "zsh": "bash", "postgres": "sql", "jsonl": "json"}
 
 

@@ -25,7 +25,33 @@ DOLLARS = 6
 NARROW_TABLE = 6
 
 ELEMENTS = frozenset(
-    "p strong em s code pre h2 h3 h4 h5 h6 ul ol li blockquote hr table thead tbody tr th td a span div".split()
+    [
+        "p",
+        "strong",
+        "em",
+        "s",
+        "code",
+        "pre",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "ul",
+        "ol",
+        "li",
+        "blockquote",
+        "hr",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "a",
+        "span",
+        "div",
+    ]
 ) | frozenset(formulas.ELEMENTS)
 ATTRIBUTES: dict[str, frozenset[str]] = {
     "a": frozenset({"href", "target"}),
@@ -48,14 +74,18 @@ CLASSES: dict[str, frozenset[str]] = {
     "td": frozenset({"center", "right"}),
 }
 SIMPLE = {"strong", "em", "s", "thead", "tbody", "tr", "li"}
-CJK = re.compile(r"[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
+CJK = re.compile(
+    r"[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
+)
 PIPE = re.compile(r"(?<!\\)\|")
 HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 OPENING = "([{<（「『【《〈〔“‘"
 CLOSING = ")]}>）」』】》〉〕”’。、，．：；！？"
 ADDRESS = re.compile(r"://[^\s<>\"'`*|\\^{}\[\]\u3000-\u303f\uff00-\uffef]+", re.IGNORECASE)
 WORDS = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{2,}[,;]?\s+[A-Za-z]{2,}")
-ENVIRONMENT = re.compile(r"\\begin\{(equation|align|aligned|gather|gathered|multline|split|cases|[pbvBV]?matrix)(\*?)\}")
+ENVIRONMENT = re.compile(
+    r"\\begin\{(equation|align|aligned|gather|gathered|multline|split|cases|[pbvBV]?matrix)(\*?)\}"
+)
 
 
 def parser() -> MarkdownIt:

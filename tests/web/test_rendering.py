@@ -96,7 +96,16 @@ def test_a_link_says_whom_it_leads_to_and_opens_apart():
 
 @pytest.mark.parametrize(
     "address",
-    ["javascript:alert(1)", "JaVaScRiPt:1", "data:text/html,x", "vbscript:x", "//x.example", "/p/x", "#top", "mailto:a@b"],
+    [
+        "javascript:alert(1)",
+        "JaVaScRiPt:1",
+        "data:text/html,x",
+        "vbscript:x",
+        "//x.example",
+        "/p/x",
+        "#top",
+        "mailto:a@b",
+    ],
 )
 def test_no_link_leads_anywhere_but_to_a_web_address(address):
     for text in (f"[a]({address})", f"<{address}>", f"![a]({address})"):
@@ -160,7 +169,13 @@ def test_text_inside_a_formula_is_text():
 def test_raw_text_names_what_cannot_be_seen():
     made = shown("a\u202eb\x07\u200b")
     assert str(made.raw) == "".join(
-        ("a", '<span class="odd">U+202E</span>', "b", '<span class="odd">U+0007</span>', '<span class="odd">U+200B</span>')
+        (
+            "a",
+            '<span class="odd">U+202E</span>',
+            "b",
+            '<span class="odd">U+0007</span>',
+            '<span class="odd">U+200B</span>',
+        )
     )
     assert shown("Plain words.").raw is None
     assert str(shown("**b** & <i>").raw) == "**b** &amp; &lt;i&gt;"
@@ -242,8 +257,70 @@ def test_nesting_beyond_what_is_shown_falls_back_to_the_text():
 
 
 PIECES = st.sampled_from(
-    "a b cd \n \n\n # ## - + 1. 12) > * ** _ __ ~~ ` ``` ```python | |-|-| --- [ ] ( ) ![ ]( : http:// https://a.bc < > "
-    "</p> <script> <!-- --> &lt; & $ $$ \\( \\) \\[ \\] \\frac{ } { ^ \\ \u202e \u200f \x1b \x00 é 漢 「 」 ש ا \t".split(" ")
+    [
+        "a",
+        "b",
+        "cd",
+        "\n",
+        "\n\n",
+        "#",
+        "##",
+        "-",
+        "+",
+        "1.",
+        "12)",
+        ">",
+        "*",
+        "**",
+        "_",
+        "__",
+        "~~",
+        "`",
+        "```",
+        "```python",
+        "|",
+        "|-|-|",
+        "---",
+        "[",
+        "]",
+        "(",
+        ")",
+        "![",
+        "](",
+        ":",
+        "http://",
+        "https://a.bc",
+        "<",
+        ">",
+        "</p>",
+        "<script>",
+        "<!--",
+        "-->",
+        "&lt;",
+        "&",
+        "$",
+        "$$",
+        "\\(",
+        "\\)",
+        "\\[",
+        "\\]",
+        "\\frac{",
+        "}",
+        "{",
+        "^",
+        "\\",
+        "\u202e",
+        "\u200f",
+        "\x1b",
+        "\x00",
+        "é",
+        "漢",
+        "「",
+        "」",
+        "ש",
+        "ا",
+        "\t",
+    ]
     + [" ", "  ", "    ", "\n", "\n\n"]
 )
 
@@ -257,7 +334,42 @@ def test_whatever_is_written_only_our_elements_come_out(text):
     assert set(read_raw.open) <= {"span"}
 
 
-VISIBLE = st.sampled_from("ab cd ef # ## - + 1. > * ** _ ~~ ` ``` | |-|-| --- [ ] ( ) : ! < > </p> <b> <!-- 漢 ש".split() + [" ", "   ", "\n", "\n\n"])
+VISIBLE = st.sampled_from(
+    [
+        "ab",
+        "cd",
+        "ef",
+        "#",
+        "##",
+        "-",
+        "+",
+        "1.",
+        ">",
+        "*",
+        "**",
+        "_",
+        "~~",
+        "`",
+        "```",
+        "|",
+        "|-|-|",
+        "---",
+        "[",
+        "]",
+        "(",
+        ")",
+        ":",
+        "!",
+        "<",
+        ">",
+        "</p>",
+        "<b>",
+        "<!--",
+        "漢",
+        "ש",
+    ]
+    + [" ", "   ", "\n", "\n\n"]
+)
 
 
 @settings(max_examples=300, deadline=None)
