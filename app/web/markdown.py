@@ -77,6 +77,7 @@ SIMPLE = {"strong", "em", "s", "thead", "tbody", "tr", "li"}
 CJK = re.compile(
     r"[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
 )
+DELIMITERS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 PIPE = re.compile(r"(?<!\\)\|")
 HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 OPENING = "([{<（「『【《〈〔“‘"
@@ -97,8 +98,8 @@ def parser() -> MarkdownIt:
     made.inline.ruler.at("newline", newline)
     made.inline.ruler.before("escape", "formula", formula)
     made.inline.ruler.before("newline", "address", address)
-    above = {"alt": ["paragraph", "reference", "blockquote", "list"]}
-    made.block.ruler.before("fence", "formula_block", formula_block, above)
+    above = ["paragraph", "reference", "blockquote", "list"]
+    made.block.ruler.before("fence", "formula_block", formula_block, {"alt": above})
     made.validateLink = web_address  # type: ignore[method-assign]
     return made
 
@@ -198,11 +199,10 @@ def address(state: StateInline, silent: bool) -> bool:
 def formula(state: StateInline, silent: bool) -> bool:
     r"""A formula in a line: \( \), \[ \], $ $ or $$ $$. A dollar before a price is none."""
     source, pos = state.src, state.pos
-    for opener, closer in (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$")):
-        if source.startswith(opener, pos):
-            break
-    else:
+    found = [pair for pair in DELIMITERS if source.startswith(pair[0], pos)]
+    if not found:
         return False
+    opener, closer = found[0]
     start = pos + len(opener)
     reach = min(state.posMax, start + FORMULA_REACH)
     end = source.find(closer, start, reach)

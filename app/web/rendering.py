@@ -55,7 +55,7 @@ CLEANER = nh3.Cleaner(
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A text as it is shown; how it was written, where that looks different; and its language, where the script tells."""
+    """A text as it is shown, how it was written where that looks different, its language where the script tells."""
 
     html: Markup
     raw: Markup | None

@@ -1,4 +1,4 @@
-"""Stored script: whatever a model or a person writes is read, and nothing of it runs, is fetched or takes the keyboard."""
+"""Stored script: what a model or a person writes is read; nothing of it runs, is fetched or takes the keyboard."""
 
 import uuid
 
@@ -16,7 +16,7 @@ from tests.browser.conftest import settle, shown
 from tests.browser.payloads import PAYLOADS
 
 TOGETHER = 40
-# What must not be in any text: anything that takes the keyboard beside links and what scrolls, names, and our own hooks.
+# What must not be in any text: what takes the keyboard, beside links and what scrolls; names; our own hooks.
 STRANGE = """() => {
     const ours = new Set(["class", "dir", "lang", "href", "rel", "target", "start", "tabindex", "role", "aria-label"]);
     const found = [];
@@ -26,11 +26,11 @@ STRANGE = """() => {
             if (!ours.has(name) && !(math && /^[a-z]+$/.test(name) && !name.startsWith("on") && name !== "href"))
                 found.push(node.outerHTML.slice(0, 200));
         }
-        const focusable = node.tabIndex >= 0 && !(node.matches("a[href^=http]") || node.matches("[role=group][tabindex='0']"));
+        const focusable = node.tabIndex >= 0 && !node.matches("a[href^=http], [role=group][tabindex='0']");
         if (focusable || node.shadowRoot || node.id || node.name) found.push(node.outerHTML.slice(0, 200));
         if (node.localName === "a" && (node.target !== "_blank" || !node.relList.contains("noopener")))
             found.push(node.outerHTML.slice(0, 200));
-        if (node.matches("script, style, img, svg, iframe, form, input, button, link, meta, base, template, object, video"))
+        if (node.matches("script, style, img, svg, iframe, form, input, button, link, meta, base, template, video"))
             found.push(node.outerHTML.slice(0, 200));
     }
     return found;
