@@ -111,7 +111,9 @@ function show(task, said = "") {
   shownAt = lastSeenAt = performance.now();
   firstKeyAt = 0;
   activeMs = 0;
-  const asked = task.querySelector(".question").innerText.replace(/\s+/g, " ").trim();
+  // A text's raw form comes along hidden; it is not said as well.
+  const parts = task.querySelectorAll(".question .who, .question .shown, .question .text:not(:has(.shown))");
+  const asked = [...parts].map((one) => one.textContent).join(" ").replace(/\s+/g, " ").trim();
   announce.textContent = `${said} Next comparison. ${asked.slice(0, 200)}`;
 }
 
