@@ -15,7 +15,7 @@ from app.core.errors import Conflict, Forbidden, Invalid, NotFound, PairwrightEr
 from app.core.vocabulary import Role
 from app.web import words
 from app.web.access import SignInNeeded, Visit
-from app.web.rendering import rich
+from app.web.rendering import rich, shown
 from app.web.results import brief
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters.update(words.FILTERS)
-    env.filters["rich"] = rich
+    env.filters.update(rich=rich, shown=shown)
     env.filters["brief"] = lambda run: brief(run.kind, run.metrics)
     env.globals.update(static=static, navigation=navigation)
     return env

@@ -178,7 +178,9 @@ function show(task, said = "") {
   if (mode === "rank") showRanking(task);
   else if (differences) setTimeout(() => markDifferences(announce.textContent));
   if (revising) markSaid(JSON.parse(task.dataset.draft ?? "{}"));
-  const asked = task.querySelector(".question").innerText.replace(/\s+/g, " ").trim();
+  // A text's raw form comes along hidden; it is not said as well.
+  const parts = task.querySelectorAll(".question .who, .question .shown, .question .text:not(:has(.shown))");
+  const asked = [...parts].map((one) => one.textContent).join(" ").replace(/\s+/g, " ").trim();
   announce.textContent = `${said} Next comparison. ${asked.slice(0, 200)}`;
 }
 

@@ -90,8 +90,10 @@ def test_contrast_is_measured_as_the_standard_does():
 
 
 @pytest.mark.parametrize("scheme", [0, 1])
-@pytest.mark.parametrize("ink", ["ink", "muted", "accent", "warning", "error"])
-@pytest.mark.parametrize("paper", ["paper", "raised", "wash"])
+@pytest.mark.parametrize(
+    "ink", ["ink", "muted", "accent", "warning", "error", "keyword", "string", "number", "function"]
+)
+@pytest.mark.parametrize("paper", ["paper", "raised", "wash", "inset"])
 def test_every_ink_can_be_read_on_every_paper(scheme, ink, paper):
     found = tokens()
     assert contrast(found[ink][scheme], found[paper][scheme]) >= 4.5
