@@ -87,6 +87,12 @@ class HeldForm(FormModel):
     order: Positions | None = None
 
 
+class DraftForm(FormModel):
+    """A draft as a JSON object; the store says how large it may be."""
+
+    body: str = Field(max_length=256 * 1024)
+
+
 class InviteForm(FormModel):
     """The role of whoever opens the link."""
 
