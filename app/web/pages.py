@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.core.errors import Conflict, Forbidden, Invalid, NotFound, PairwrightError, TooMany, Unavailable
 from app.core.vocabulary import Role
-from app.web import words
+from app.web import said, words
 from app.web.access import SignInNeeded, Visit
 from app.web.rendering import rich
 from app.web.results import brief
@@ -45,6 +45,8 @@ class Place:
 PLACES = (
     Place("loop", "", "Loop"),
     Place("judge", "/judge", "Judge"),
+    Place("history", "/history", "History"),
+    Place("guidelines", "/guidelines", "Guidelines"),
     Place("runs", "/runs", "Runs"),
     Place("policies", "/policies", "Policies"),
     Place("data", "/data", "Data"),
@@ -52,8 +54,8 @@ PLACES = (
 )
 SEEN_BY = {
     Role.ADMIN: {place.key for place in PLACES},
-    Role.RESEARCHER: {"loop", "runs", "policies", "data"},
-    Role.ANNOTATOR: {"judge"},
+    Role.RESEARCHER: {"loop", "guidelines", "runs", "policies", "data"},
+    Role.ANNOTATOR: {"judge", "history", "guidelines"},
 }
 
 
@@ -78,7 +80,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(words.FILTERS)
+    env.filters.update(words.FILTERS | said.FILTERS)
     env.filters["rich"] = rich
     env.filters["brief"] = lambda run: brief(run.kind, run.metrics)
     env.globals.update(static=static, navigation=navigation)
