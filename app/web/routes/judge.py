@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form
 from starlette.responses import RedirectResponse, Response
 
+from app.core.vocabulary import Mode
 from app.store import claims, judgments, projects
 from app.store.claims import Task
 from app.store.judgments import Submission
@@ -24,6 +25,8 @@ MOST_IN_PAGE = 4
 @router.get("/judge")
 def judge(visit: Annotator) -> Response:
     """The page, with the pair to judge and the one after it. It leases them to the reader, and changes nothing else."""
+    if visit.project.mode is Mode.DEMONSTRATE:
+        return RedirectResponse(f"/p/{visit.project.slug}/write", 303)
     tasks = claims.claim(visit.s, visit.project.id, visit.account.id, IN_PAGE)
     if not tasks and visit.project.current_policy_id is None:
         return preparing_page(visit)
