@@ -43,11 +43,17 @@ def _by_word(old: str, new: str) -> Iterator[Piece]:
     if matcher.ratio() < 0.4:
         yield from _pieces(old, new)
         return
+    removed = added = ""
     for kind, a, b, c, d in matcher.get_opcodes():
-        if kind == "equal":
-            yield Piece("same", "".join(after[c:d]))
-        else:
-            yield from _pieces("".join(before[a:b]), "".join(after[c:d]))
+        gone, came = "".join(before[a:b]), "".join(after[c:d])
+        # A space between two changed words is part of one change.
+        if kind != "equal" or (gone.isspace() and (removed or added)):
+            removed, added = removed + gone, added + came
+            continue
+        yield from _pieces(removed, added)
+        removed = added = ""
+        yield Piece("same", came)
+    yield from _pieces(removed, added)
 
 
 def _pieces(old: str, new: str) -> Iterator[Piece]:
