@@ -1,18 +1,22 @@
-"""Commands about people: invite."""
+"""Commands about people: invite, and what they are asked to go by."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.cli.opening import ProjectOption, acting, project_named, store
+from app.core.errors import Invalid, NotFound
 from app.core.vocabulary import Role
 from app.settings import get_settings
-from app.store import accounts
+from app.store import accounts, projects
 
 
 def add_to(cli: typer.Typer) -> None:
     """Hang the commands of this file into the command line."""
     cli.command()(invite)
+    cli.command()(guidelines)
 
 
 def invite(
@@ -24,3 +28,27 @@ def invite(
         token = accounts.invite(session, found.id, role, by=acting(session))
         name = found.name
     typer.echo(f"For one {role} of {name}, once, within a week:\n  {get_settings().address}/join/{token}")
+
+
+def guidelines(
+    file: Annotated[
+        Path | None, typer.Argument(help="Markdown to make the new version, or - for standard input.")
+    ] = None,
+    project: ProjectOption = None,
+) -> None:
+    """Print a project's guidelines, or make a file the new version, which everybody is then asked to read."""
+    if file is not None and str(file) != "-" and not file.is_file():
+        raise NotFound(f"There is no file {file}.", "Give the path of a text file.")
+    with store() as sessions, sessions.begin() as session:
+        found = project_named(session, project)
+        if file is None:
+            typer.echo(projects.guidelines(session, found.id))
+            return
+        try:
+            body = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
+        except UnicodeDecodeError:
+            raise Invalid("The guidelines are not UTF-8 text.", "Save the file as UTF-8, then try again.") from None
+        before = found.guideline_version
+        version = projects.revise_guidelines(session, found.id, body, acting(session))
+        name = found.name
+    typer.echo(f"Nothing has changed: version {version}." if version == before else f"{name}: version {version}.")

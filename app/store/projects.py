@@ -15,6 +15,8 @@ from app.store import audit
 from app.store.accounts import join, owner
 from app.store.models import Account, Guideline, Membership, Project, new_id
 
+LONGEST_GUIDELINES = 100_000
+
 
 def create_project(
     s: Session,
@@ -56,7 +58,7 @@ def create_project(
     ).one_or_none()
     if project is None:
         raise Conflict(f"A project named {slug} already exists.", "Choose another address.")
-    s.add(Guideline(project_id=project.id, version=1, body=guidelines))
+    s.add(Guideline(project_id=project.id, version=1, body=guidelines, created_by=by))
     s.flush()
     the_owner = owner(s)
     admins = {by} if by else set()
@@ -97,14 +99,35 @@ def guidelines(s: Session, project_id: uuid.UUID) -> str:
     return s.scalars(query.where(Guideline.version == Project.guideline_version)).one()
 
 
-def revise_guidelines(s: Session, project_id: uuid.UUID, body: str) -> int:
-    """Make a new version current; returns its number."""
-    version = s.scalars(
-        update(Project)
-        .where(Project.id == project_id)
-        .values(guideline_version=Project.guideline_version + 1)
-        .returning(Project.guideline_version)
+def revise_guidelines(
+    s: Session, project_id: uuid.UUID, body: str, created_by: uuid.UUID | None = None, base: int | None = None
+) -> int:
+    """Make a new version current; returns its number. The same text again changes nothing.
+
+    `base` is the version that the text was edited from: a Conflict where somebody else has saved since. Invalid for a
+    text that is too long or cannot be stored.
+    """
+    body = body.replace("\r\n", "\n").strip()
+    if len(body) > LONGEST_GUIDELINES:
+        raise Invalid(
+            f"Guidelines have at most {LONGEST_GUIDELINES:,} characters.", "Shorten them; the text is still there."
+        )
+    if "\0" in body or any("\ud800" <= one <= "\udfff" for one in body):
+        raise Invalid("The text holds a character that cannot be stored.", "Take it out; the text is still there.")
+    # Held until the end, so that of two who save at once the second sees the first.
+    newest = s.scalars(
+        select(Project.guideline_version).where(Project.id == project_id).with_for_update(key_share=True)
     ).one()
-    s.add(Guideline(project_id=project_id, version=version, body=body))
+    if base is not None and base != newest:
+        raise Conflict(
+            "Somebody else saved the guidelines while you were writing.",
+            "Nothing was stored. Both texts are below: bring them together, then save.",
+        )
+    if guidelines(s, project_id) == body:
+        return newest
+    number = newest + 1
+    s.add(Guideline(project_id=project_id, version=number, body=body, created_by=created_by))
     s.flush()
-    return version
+    s.execute(update(Project).where(Project.id == project_id).values(guideline_version=number))
+    audit.record(s, project_id, created_by, "guidelines.revise", str(project_id), {"version": number})
+    return number

@@ -17,7 +17,7 @@ from app.store.models import Completion, Demonstration, Project, Prompt, new_id
 
 @dataclass(frozen=True)
 class PromptCounts:
-    """How many prompts stand on each side of the split, and how many demonstrations there are."""
+    """How many prompts stand on each side of the split, and how many demonstrations there are to learn from."""
 
     train: int
     heldout: int
@@ -79,10 +79,11 @@ def counts(s: Session, project_id: uuid.UUID) -> PromptCounts:
     """What there is to sample from and to learn from."""
     sides = select(Prompt.split, func.count().label("n")).where(Prompt.project_id == project_id).group_by(Prompt.split)
     by_split = {row.split: row.n for row in s.execute(sides)}
-    demonstrations = s.scalars(
-        select(func.count()).select_from(Demonstration).where(Demonstration.project_id == project_id)
-    ).one()
-    return PromptCounts(by_split.get(Split.TRAIN, 0), by_split.get(Split.HELDOUT, 0), demonstrations)
+    mine = Demonstration.project_id == project_id
+    everything = s.scalars(select(func.count()).select_from(Demonstration).where(mine)).one()
+    # Each replaces at most one other, and none is replaced twice.
+    replaced = s.scalars(select(func.count(Demonstration.replaces_id)).where(mine)).one()
+    return PromptCounts(by_split.get(Split.TRAIN, 0), by_split.get(Split.HELDOUT, 0), everything - replaced)
 
 
 class Drawn(NamedTuple):

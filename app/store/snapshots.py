@@ -116,6 +116,7 @@ _DEMONSTRATIONS = text(
     JOIN prompt p ON p.id = d.prompt_id
     JOIN completion o ON o.id = d.completion_id
     WHERE d.project_id = :project
+        AND NOT EXISTS (SELECT FROM demonstration n WHERE n.project_id = d.project_id AND n.replaces_id = d.id)
     ORDER BY d.id
     """
 )
@@ -128,7 +129,10 @@ def write_prompts(s: Session, project_id: uuid.UUID, path: Path) -> str:
 
 
 def write_demonstrations(s: Session, project_id: uuid.UUID, path: Path) -> str:
-    """Write the demonstrations, both splits, as JSONL of DemonstrationRecord by id; returns the SHA-256."""
+    """Write the demonstrations, both splits, as JSONL of DemonstrationRecord by id; returns the SHA-256.
+
+    One that another replaces is left out.
+    """
     rows = stream(s, _DEMONSTRATIONS, {"project": project_id})
     records = (
         DemonstrationRecord(prompt_id=str(row.id), prompt=row.messages, completion=row.text, split=row.split)

@@ -130,6 +130,45 @@ class DraftForm(FormModel):
     body: str = Field(max_length=256 * 1024)
 
 
+def _none(value: Any) -> Any:
+    """An empty field as nothing."""
+    return None if value == "" else value
+
+
+class WriteForm(FormModel):
+    """An ideal answer. How long it may be is said by the store, so that the page can show it again."""
+
+    prompt_id: uuid.UUID
+    key: uuid.UUID
+    text: str = ""
+    edited_from_id: Annotated[uuid.UUID | None, BeforeValidator(_none)] = None
+    active_ms: Annotated[Milliseconds | None, BeforeValidator(_none)] = None
+    guideline_version: int | None = Field(None, ge=1)
+    held: Ids = []
+
+
+class SkipPromptForm(FormModel):
+    """The prompt to leave to somebody else, and why."""
+
+    prompt_id: uuid.UUID
+    reason: Annotated[SkipReason | None, BeforeValidator(_none)] = None
+    held: Ids = []
+
+
+class GuidelinesForm(FormModel):
+    """New guidelines, and the version that they were edited from."""
+
+    body: str = ""
+    base: int = Field(ge=1)
+
+
+class ReadForm(FormModel):
+    """The version of the guidelines that was read, and where to go on."""
+
+    version: int = Field(ge=1)
+    next: str = Field("", max_length=500)
+
+
 class InviteForm(FormModel):
     """The role of whoever opens the link."""
 

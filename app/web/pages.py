@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.core.errors import Conflict, Forbidden, Invalid, NotFound, PairwrightError, TooMany, Unavailable
 from app.core.vocabulary import Role
-from app.web import words
+from app.web import said, words
 from app.web.access import SignInNeeded, Visit
 from app.web.rendering import rich, shown
 from app.web.results import brief
@@ -45,6 +45,8 @@ class Place:
 PLACES = (
     Place("loop", "", "Loop"),
     Place("judge", "/judge", "Judge"),
+    Place("history", "/history", "History"),
+    Place("guidelines", "/guidelines", "Guidelines"),
     Place("runs", "/runs", "Runs"),
     Place("policies", "/policies", "Policies"),
     Place("data", "/data", "Data"),
@@ -54,9 +56,9 @@ PLACES = (
     Place("me", "/me", "Your numbers"),
 )
 SEEN_BY = {
-    Role.ADMIN: {place.key for place in PLACES} - {"me"},  # their own stand on the page of all
-    Role.RESEARCHER: {"loop", "runs", "policies", "data"},
-    Role.ANNOTATOR: {"judge", "me"},
+    Role.ADMIN: {place.key for place in PLACES} - {"me", "history"},  # their own stand on the page of all
+    Role.RESEARCHER: {"loop", "guidelines", "runs", "policies", "data"},
+    Role.ANNOTATOR: {"judge", "history", "guidelines", "me"},
 }
 
 
@@ -81,7 +83,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(words.FILTERS)
+    env.filters.update(words.FILTERS | said.FILTERS)
     env.filters.update(rich=rich, shown=shown)
     env.filters["brief"] = lambda run: brief(run.kind, run.metrics)
     env.globals.update(static=static, navigation=navigation)

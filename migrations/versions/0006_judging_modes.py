@@ -86,6 +86,11 @@ def upgrade() -> None:
         " ADD CONSTRAINT fk_demonstration_project_id_replaces_id"
         " FOREIGN KEY (project_id, replaces_id) REFERENCES demonstration (project_id, id)"
     )
+    # A person's history, beside the index of what stands.
+    op.execute("CREATE INDEX ix_judgment_withdrawn ON judgment (project_id, account_id, judged_at) WHERE withdrawn")
+    # Which prompts have no demonstration yet, and a random one of them.
+    op.execute("CREATE INDEX ix_demonstration_prompt ON demonstration (project_id, prompt_id)")
+    op.execute("CREATE INDEX ix_prompt_writing ON prompt (project_id, draw_key)")
     # Who signs in by a provider has no password.
     op.execute("ALTER TABLE account DROP CONSTRAINT ck_account_username_with_password")
     op.execute(
@@ -289,6 +294,9 @@ def downgrade() -> None:
         "ALTER TABLE account ADD CONSTRAINT ck_account_username_with_password"
         " CHECK ((username IS NULL) = (password_hash IS NULL))"
     )
+    op.execute("DROP INDEX ix_prompt_writing")
+    op.execute("DROP INDEX ix_judgment_withdrawn")
+    op.execute("DROP INDEX ix_demonstration_prompt")
     op.execute("ALTER TABLE demonstration DROP CONSTRAINT fk_demonstration_project_id_replaces_id")
     op.execute("ALTER TABLE demonstration DROP CONSTRAINT uq_demonstration_project_id_id")
     _drop("demonstration", ("replaces_id", "guideline_version"))

@@ -37,6 +37,7 @@ class Judgment(Base):
         ForeignKeyConstraint(["comparison_id", "account_id"], ["assignment.comparison_id", "assignment.account_id"]),
         CheckConstraint("revision > 0", name="revision"),
         Index("ix_judgment_latest", "project_id", "account_id", "judged_at", postgresql_where=text("NOT withdrawn")),
+        Index("ix_judgment_withdrawn", "project_id", "account_id", "judged_at", postgresql_where=text("withdrawn")),
     )
 
     id: Mapped[Id]

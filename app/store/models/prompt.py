@@ -38,6 +38,7 @@ class Prompt(Base):
         UniqueConstraint("project_id", "digest"),
         CheckConstraint("jsonb_typeof(messages) = 'array' AND jsonb_array_length(messages) > 0", name="has_messages"),
         Index("ix_prompt_draw", "project_id", "split", "drawn", "draw_key"),
+        Index("ix_prompt_writing", "project_id", "draw_key"),
     )
 
     id: Mapped[Id]
@@ -114,6 +115,7 @@ class Demonstration(Base):
             ["project_id", "prompt_id", "completion_id"],
             ["completion.project_id", "completion.prompt_id", "completion.id"],
         ),
+        Index("ix_demonstration_prompt", "project_id", "prompt_id"),
     )
 
     id: Mapped[Id]
