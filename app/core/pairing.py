@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import combinations
 
-from app.core.vocabulary import Split
+from app.core.vocabulary import DropCause, Split
 
 Tiers = Sequence[Sequence[int]]
 
@@ -33,3 +33,17 @@ def side_order(comparison_id: str, annotator_id: str, count: int = 2) -> list[in
 def pairs_of(tiers: Tiers) -> list[tuple[int, int]]:
     """All strict pairs (better, worse) that a ranking with ties implies, best tier first."""
     return [(a, b) for upper, lower in combinations(tiers, 2) for a in upper for b in lower]
+
+
+def why_not(texts: Sequence[str]) -> DropCause | None:
+    """Why a pair of answers is shown to nobody; None for one that can be judged.
+
+    Broken: bytes that are no text, or control characters that no keyboard types.
+    """
+    if any(not text.strip() for text in texts):
+        return DropCause.EMPTY
+    if any("\ufffd" in text or any(ord(c) < 32 and c not in "\n\t\r" for c in text) for text in texts):
+        return DropCause.BROKEN
+    if len({" ".join(text.split()) for text in texts}) < len(texts):
+        return DropCause.IDENTICAL
+    return None

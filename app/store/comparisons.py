@@ -50,10 +50,13 @@ def add_sampled_pair(
     completions: Sequence[SampledCompletion],
     reason: DrawReason = DrawReason.RANDOM,
     probability: float = 1.0,
+    comparison_id: uuid.UUID | None = None,
+    votes: int | None = None,
 ) -> Comparison:
     """Store two or more answers to one prompt as a comparison with the project's wanted votes as free slots.
 
-    `probability` is that of the draw that chose this prompt. NotFound for a foreign prompt, Invalid for one answer.
+    `probability` is that of the draw that chose this prompt; `votes` where another number is wanted than the project's.
+    NotFound for a foreign prompt, Invalid for one answer.
     """
     if len(completions) < 2:
         raise Invalid("A comparison needs at least two answers.")
@@ -64,13 +67,13 @@ def add_sampled_pair(
         raise NotFound("There is no such prompt in this project.")
     policies = {completion.checkpoint_id for completion in completions}
     comparison = Comparison(
-        id=new_id(),
+        id=comparison_id or new_id(),
         project_id=project.id,
         prompt_id=prompt_id,
         checkpoint_id=policies.pop() if len(policies) == 1 else None,
         reason=reason,
         probability=probability,
-        votes_wanted=0 if reason == DrawReason.GOLD else project.votes_wanted,
+        votes_wanted=0 if reason == DrawReason.GOLD else votes or project.votes_wanted,
     )
     answers = [
         Completion(

@@ -22,7 +22,7 @@ FETCH = 1000
 _QUERY = {
     "counted": True,
     "withdrawn": False,
-    "reasons": ["random", "uncertain"],
+    "reasons": ["random", "uncertain", "chat"],
 }
 
 _PREFERENCE = """
@@ -44,7 +44,7 @@ _PREFERENCE = """
 STANDING = text(
     _PREFERENCE.format(
         source="judgment j JOIN judgment_revision r ON r.judgment_id = j.id AND r.revision = j.revision",
-        condition="j.project_id = :project AND NOT j.withdrawn AND c.reason IN ('random', 'uncertain')"
+        condition="j.project_id = :project AND NOT j.withdrawn AND c.reason IN ('random', 'uncertain', 'chat')"
         " AND EXISTS (SELECT FROM slot s WHERE s.comparison_id = j.comparison_id"
         " AND s.holder_id = j.account_id AND s.state = 'filled')",
     )

@@ -3,9 +3,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from app.core.pairing import why_not
 from app.core.sampler import CompletionRequest, CompletionResult, SamplerFailure
 from app.core.vocabulary import DropCause, FinishReason, Split
-from app.jobs.pool import BATCH, FIRST_BATCH, NotServing, refill, why_not
+from app.jobs.pool import BATCH, FIRST_BATCH, NotServing, refill
 from app.store import checkpoints, comparisons, prompts
 from app.store.models import Comparison, Completion, Prompt
 
