@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ class SamplerClient:
         """Answers in the order of the requests, at most `concurrency` under way at once; a failure is an answer too."""
         return asyncio.run(self._complete(requests, concurrency))
 
-    async def stream(self, request: CompletionRequest) -> AsyncIterator[str | CompletionResult]:
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[str | CompletionResult]:
         """The pieces of an answer as they are drawn, and at the end the whole with its provenance.
 
         Raises Unavailable where nobody answers, or stops in the middle; Invalid or NotFound where the server refuses.
@@ -86,7 +86,7 @@ class SamplerClient:
 
     async def stream_together(
         self, requests: Sequence[CompletionRequest]
-    ) -> AsyncIterator[tuple[int, str | CompletionResult]]:
+    ) -> AsyncGenerator[tuple[int, str | CompletionResult]]:
         """Several streams at once, each event with the place of its request; the first error ends them all."""
         heard: asyncio.Queue[tuple[int, str | CompletionResult | BaseException | None]] = asyncio.Queue()
 
@@ -165,7 +165,7 @@ def _asking(client: httpx.AsyncClient, request: CompletionRequest) -> AbstractAs
     return client.stream("POST", "/v1/chat/completions", json=_body(request, stream=True))
 
 
-async def _data(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _data(response: httpx.Response) -> AsyncGenerator[bytes]:
     """What stands in the `data:` lines, up to the last one. A line ends at a line feed alone: text has other ends."""
     rest = b""
     async for some in response.aiter_bytes():
@@ -179,7 +179,7 @@ async def _data(response: httpx.Response) -> AsyncIterator[bytes]:
             yield data
 
 
-async def _read(response: httpx.Response) -> AsyncIterator[str | CompletionResult]:
+async def _read(response: httpx.Response) -> AsyncGenerator[str | CompletionResult]:
     """Server-sent events as text, then the whole; ValueError and its kin for what is none."""
     started = time.monotonic()
     pieces: list[str] = []

@@ -1,6 +1,7 @@
 """The routes, one file a noun. Each loads and authorises by its policy, does one thing, and renders."""
 
 from app.web.routes.accounts import router as accounts
+from app.web.routes.chat import router as chat
 from app.web.routes.data import router as data
 from app.web.routes.health import router as health
 from app.web.routes.judge import router as judge
@@ -9,4 +10,4 @@ from app.web.routes.people import router as people
 from app.web.routes.policies import router as policies
 from app.web.routes.runs import router as runs
 
-ROUTERS = (health, accounts, loop, judge, runs, policies, data, people)
+ROUTERS = (health, accounts, loop, judge, chat, runs, policies, data, people)
