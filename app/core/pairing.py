@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import combinations
 
-from app.core.vocabulary import Split
+from app.core.vocabulary import DropCause, Split
 
 Tiers = Sequence[Sequence[int]]
 
@@ -40,3 +40,17 @@ def agrees(gold: Tiers, said: Tiers) -> bool:
     wanted = set(pairs_of(gold))
     found = set(pairs_of(said))
     return wanted <= found if wanted else not found
+
+
+def why_not(texts: Sequence[str]) -> DropCause | None:
+    """Why a pair of answers is shown to nobody; None for one that can be judged.
+
+    Broken: bytes that are no text, or control characters that no keyboard types.
+    """
+    if any(not text.strip() for text in texts):
+        return DropCause.EMPTY
+    if any("\ufffd" in text or any(ord(c) < 32 and c not in "\n\t\r" for c in text) for text in texts):
+        return DropCause.BROKEN
+    if len({" ".join(text.split()) for text in texts}) < len(texts):
+        return DropCause.IDENTICAL
+    return None

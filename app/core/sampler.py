@@ -1,18 +1,24 @@
 """The one client of every sampler: ours on a Unix socket, or any server that speaks OpenAI's chat completions."""
 
 import asyncio
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from app.core.configs import SamplingSettings
+from app.core.errors import Invalid, NotFound, PairwrightError, Unavailable
 from app.core.records import Message
 from app.core.vocabulary import FinishReason
 
 CONNECT_S, ANSWER_S = 5.0, 300.0
+PIECE_S = 120.0
+"""The longest silence in a streamed answer; a model that is not in memory yet is loaded in it."""
+LATER = "Try again in a moment."
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,58 @@ class SamplerClient:
         """Answers in the order of the requests, at most `concurrency` under way at once; a failure is an answer too."""
         return asyncio.run(self._complete(requests, concurrency))
 
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[str | CompletionResult]:
+        """The pieces of an answer as they are drawn, and at the end the whole with its provenance.
+
+        Raises Unavailable where nobody answers, or stops in the middle; Invalid or NotFound where the server refuses.
+        Closing the iterator (`aclosing`) closes the connection, and with that our own sampler gives up the answer.
+        """
+        timeout = httpx.Timeout(PIECE_S, connect=CONNECT_S)
+        try:
+            async with self._open(timeout) as client, _asking(client, request) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _refused(response)
+                async with aclosing(_read(response)) as events:
+                    async for event in events:
+                        yield event
+        except httpx.HTTPError as error:
+            raise Unavailable("The policy does not answer right now.", LATER) from error
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise Unavailable("The policy's answer could not be read.", LATER) from error
+
+    async def stream_together(
+        self, requests: Sequence[CompletionRequest]
+    ) -> AsyncGenerator[tuple[int, str | CompletionResult]]:
+        """Several streams at once, each event with the place of its request; the first error ends them all."""
+        heard: asyncio.Queue[tuple[int, str | CompletionResult | BaseException | None]] = asyncio.Queue()
+
+        async def listen(place: int, request: CompletionRequest) -> None:
+            try:
+                async with aclosing(self.stream(request)) as events:
+                    async for event in events:
+                        heard.put_nowait((place, event))
+                heard.put_nowait((place, None))
+            except PairwrightError as error:
+                heard.put_nowait((place, error))
+
+        tasks = [asyncio.create_task(listen(place, request)) for place, request in enumerate(requests)]
+        try:
+            left = len(tasks)
+            while left:
+                place, event = await heard.get()
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    left -= 1
+                else:
+                    yield place, event
+        finally:
+            for task in tasks:
+                task.cancel()
+            # Their connections are closed when this returns.
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     def healthy(self) -> bool:
         """Whether a server answers at the address."""
         return asyncio.run(self._healthy())
@@ -90,8 +148,8 @@ class SamplerClient:
             return await asyncio.gather(*(one(request) for request in requests))
 
 
-async def _ask(client: httpx.AsyncClient, request: CompletionRequest) -> CompletionResult | SamplerFailure:
-    body = {
+def _body(request: CompletionRequest, stream: bool) -> dict[str, Any]:
+    return {
         "model": request.model,
         "messages": [dict(message) for message in request.messages],
         "temperature": request.sampling.temperature,
@@ -99,11 +157,63 @@ async def _ask(client: httpx.AsyncClient, request: CompletionRequest) -> Complet
         "max_tokens": request.sampling.max_tokens,
         "seed": request.seed,
         "n": 1,
-        "stream": False,
+        "stream": stream,
     }
+
+
+def _asking(client: httpx.AsyncClient, request: CompletionRequest) -> AbstractAsyncContextManager[httpx.Response]:
+    return client.stream("POST", "/v1/chat/completions", json=_body(request, stream=True))
+
+
+async def _data(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """What stands in the `data:` lines, up to the last one. A line ends at a line feed alone: text has other ends."""
+    rest = b""
+    async for some in response.aiter_bytes():
+        *lines, rest = (rest + some).split(b"\n")
+        for line in lines:
+            field, _, data = line.partition(b":")
+            if field != b"data" or not data.strip():
+                continue
+            if data.strip() == b"[DONE]":
+                return
+            yield data
+
+
+async def _read(response: httpx.Response) -> AsyncGenerator[str | CompletionResult]:
+    """Server-sent events as text, then the whole; ValueError and its kin for what is none."""
+    started = time.monotonic()
+    pieces: list[str] = []
+    last: dict[str, Any] = {}
+    async for data in _data(response):
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise Unavailable("The policy stopped in the middle of its answer.", LATER)
+        last |= {name: chunk[name] for name in ("chat_template_hash",) if name in chunk}
+        for choice in chunk["choices"]:
+            if piece := choice["delta"].get("content"):
+                pieces.append(str(piece))
+                yield pieces[-1]
+            if choice.get("finish_reason"):
+                last |= {"choice": choice}
+    if "choice" not in last:
+        raise Unavailable("The policy stopped in the middle of its answer.", LATER)
+    text = str(last["choice"].get("text") or "".join(pieces))
+    choice = {**last["choice"], "message": {"content": text}}
+    yield _result({**last, "choices": [choice]}, (time.monotonic() - started) * 1000)
+
+
+def _refused(response: httpx.Response) -> PairwrightError:
+    if response.status_code == 404:
+        return NotFound("The server that samples does not have this policy.", "An admin can restore it from a backup.")
+    if response.status_code in (400, 413, 422):
+        return Invalid(_reason(response))
+    return Unavailable("The policy does not answer right now.", LATER)
+
+
+async def _ask(client: httpx.AsyncClient, request: CompletionRequest) -> CompletionResult | SamplerFailure:
     started = time.monotonic()
     try:
-        response = await client.post("/v1/chat/completions", json=body)
+        response = await client.post("/v1/chat/completions", json=_body(request, stream=False))
         if not response.is_success:
             return SamplerFailure(f"refused with {response.status_code}: {_reason(response)}")
         return _result(response.json(), (time.monotonic() - started) * 1000)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.core.configs import SamplingSettings
+from app.core.pairing import why_not
 from app.core.records import Message
 from app.core.sampler import CompletionRequest, CompletionResult, SamplerClient, SamplerFailure
 from app.core.vocabulary import DropCause
@@ -150,20 +151,6 @@ def _store(
     for cause, n in drops.items():
         comparisons.count_dropped(session, plan.project_id, plan.checkpoint_id, cause, n)
     return added
-
-
-def why_not(texts: Sequence[str]) -> DropCause | None:
-    """Why these answers to one prompt are shown to nobody; None where they can be judged.
-
-    Broken: bytes that are no text, or control characters that no keyboard types.
-    """
-    if any(not text.strip() for text in texts):
-        return DropCause.EMPTY
-    if any("\ufffd" in text or any(ord(c) < 32 and c not in "\n\t\r" for c in text) for text in texts):
-        return DropCause.BROKEN
-    if len({" ".join(text.split()) for text in texts}) < len(texts):
-        return DropCause.IDENTICAL
-    return None
 
 
 def _completion(plan: Plan, seed: int, result: CompletionResult) -> SampledCompletion:

@@ -35,10 +35,17 @@ class LlamaDecoder:
     Weights are read from the live model when the decoder is made, with the LoRA adapter that is heard.
     """
 
-    def __init__(self, model: LlamaForCausalLM, capacity: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        like: "LlamaDecoder | None" = None,
+    ) -> None:
         """`capacity`: most positions a row will have, prompt, padding and answer together.
 
         Computes in `dtype`; None: on a GPU in the model's precision, on a CPU in that of its weights, which is faster.
+        `like`: another decoder of this very model, whose weights are shared; for a model that does not change.
         """
         config = model.config
         self._heads = config.num_attention_heads
@@ -46,6 +53,16 @@ class LlamaDecoder:
         self._size = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._eps = config.rms_norm_eps
         self._capacity = capacity
+        if like is not None:
+            self._dtype, self._embedding, self._head = like._dtype, like._embedding, like._head
+            self._norm, self._layers = like._norm, like._layers
+        else:
+            self._read(model, dtype)
+        positions = torch.arange(capacity, device=self._embedding.device)[None]
+        cos, sin = model.model.rotary_emb(self._embedding, positions)
+        self._cos, self._sin = cos[0], sin[0]
+
+    def _read(self, model: LlamaForCausalLM, dtype: torch.dtype | None) -> None:
         weight = model.model.embed_tokens.weight
         self._dtype = dtype or (compute_dtype(model) if weight.is_cuda else weight.dtype)
         self._embedding = weight.to(self._dtype)
@@ -53,9 +70,6 @@ class LlamaDecoder:
         self._norm = model.model.norm.weight.to(self._dtype)
         plain = self._dtype is weight.dtype and not adapted(model)
         self._layers = [_fuse(layer, None if plain else self._dtype) for layer in model.model.layers]
-        positions = torch.arange(capacity, device=self._embedding.device)[None]
-        cos, sin = model.model.rotary_emb(self._embedding, positions)
-        self._cos, self._sin = cos[0], sin[0]
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:

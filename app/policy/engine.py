@@ -4,8 +4,9 @@ A row's tokens depend on the model, its prompt, its settings and its seed; who s
 last bits of floating-point sums.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ class Generation:
     finish: FinishReason
 
 
+class Drawn(NamedTuple):
+    """One more token of one row; `finish` is set with its last one."""
+
+    row: int
+    token: int
+    logprob: float
+    finish: FinishReason | None
+
+
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -44,18 +54,20 @@ def generate(
     pad_id: int,
     *,
     max_batch: int = MAX_BATCH,
+    like: Decoder | None = None,
+    between: Callable[[], None] | None = None,
 ) -> list[Generation]:
     """One answer a prompt, in order. The model's live weights are used; its mode and gradients are left alone.
 
     `sampling` is shared, or one for each prompt; `eos_id` is every token that ends an answer. An answer never outgrows
-    the model's context; Invalid where a prompt leaves no room for one token.
+    the model's context; Invalid where a prompt leaves no room for one token. `like` is what `shared_weights` gave;
+    `between` is called after each step, for whoever cannot wait until all are done.
     """
     settings = [sampling] * len(prompts) if isinstance(sampling, SamplingSettings) else list(sampling)
     if not len(prompts) == len(seeds) == len(settings):
         raise ValueError("prompts, seeds and sampling must be equally many")
     stops = {eos_id} if isinstance(eos_id, int) else set(eos_id)
-    context = getattr(model.config, "max_position_embeddings", None)
-    limits = [_limit(len(p), s.max_tokens, context) for p, s in zip(prompts, settings, strict=True)]
+    limits = _limits(model, prompts, settings)
     # Prompts of like length share a batch, so that little is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Generation] = {}
@@ -65,17 +77,51 @@ def generate(
         with torch.inference_mode():
             for start in range(0, len(order), max_batch):
                 rows = order[start : start + max_batch]
-                batch = _Batch(model, [prompts[i] for i in rows], [limits[i] for i in rows], pad_id)
+                batch = _Batch(model, [prompts[i] for i in rows], [limits[i] for i in rows], pad_id, like)
                 draws = _Draws([seeds[i] for i in rows], [settings[i] for i in rows], limits=[limits[i] for i in rows])
-                answers.update(zip(rows, batch.run(draws, stops), strict=True))
+                answers.update(zip(rows, batch.run(draws, stops, between), strict=True))
     finally:
         model.train(was_training)
     return [answers[i] for i in range(len(prompts))]
 
 
-def decoder_for(model: PreTrainedModel, capacity: int) -> Decoder:
+def generate_by_step(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    settings: Sequence[SamplingSettings],
+    stops: Collection[int],
+    pad_id: int,
+    gone: Collection[int],
+    like: Decoder | None = None,
+) -> Iterator[list[Drawn]]:
+    """What `generate` gives, a step at a time, for a model in eval mode; a row put into `gone` leaves at the next one.
+
+    For whoever streams: between two steps anything else may be computed. Ends when every row has ended.
+    """
+    limits = _limits(model, prompts, settings)
+    batch = _Batch(model, prompts, limits, pad_id, like)
+    return batch.steps(_Draws(seeds, settings, limits), stops, gone)
+
+
+def decoder_for(model: PreTrainedModel, capacity: int, like: Decoder | None = None) -> Decoder:
     """The fast path where the model is Llama, else the general one."""
-    return LlamaDecoder(model, capacity) if LlamaDecoder.fits(model) else GenericDecoder(model)  # type: ignore[arg-type]
+    if not LlamaDecoder.fits(model):
+        return GenericDecoder(model)
+    assert like is None or isinstance(like, LlamaDecoder)
+    return LlamaDecoder(model, capacity, like=like)  # type: ignore[arg-type]
+
+
+def shared_weights(model: PreTrainedModel) -> Decoder | None:
+    """For `like`: spares each batch its own copy of the weights, for a model that will not change any more."""
+    return LlamaDecoder(model, 1) if LlamaDecoder.fits(model) else None  # type: ignore[arg-type]
+
+
+def _limits(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: Sequence[SamplingSettings]
+) -> list[int]:
+    context = getattr(model.config, "max_position_embeddings", None)
+    return [_limit(len(p), s.max_tokens, context) for p, s in zip(prompts, settings, strict=True)]
 
 
 def _limit(prompt: int, wanted: int, context: int | None) -> int:
@@ -130,7 +176,12 @@ class _Batch:
     """The rows of one batch, from their prompts to their ends."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int], pad_id: int
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        pad_id: int,
+        like: Decoder | None = None,
     ) -> None:
         width = max(map(len, prompts))
         device = embeddings_of(model).device
@@ -140,34 +191,49 @@ class _Batch:
         self._ids = ids.to(device)
         self._lengths = torch.tensor([len(p) for p in prompts], device=device)
         self._limits = list(limits)
-        self._decoder = decoder_for(model, width + max(limits))
+        self._decoder = decoder_for(model, width + max(limits), like)
 
-    def run(self, draws: _Draws, stops: Collection[int]) -> list[Generation]:
-        count = len(self._limits)
-        tokens: list[list[int]] = [[] for _ in range(count)]
-        logprobs: list[list[float]] = [[] for _ in range(count)]
-        stopped = [False] * count
-        alive = list(range(count))
+    def run(self, draws: _Draws, stops: Collection[int], between: Callable[[], None] | None = None) -> list[Generation]:
+        """All rows to their ends."""
+        answers = [Generation([], [], FinishReason.LENGTH) for _ in self._limits]
+        for drawn in self.steps(draws, stops):
+            for row, token, logprob, finish in drawn:
+                answers[row].token_ids.append(token)
+                answers[row].logprobs.append(logprob)
+                if finish is FinishReason.STOP:
+                    answers[row] = replace(answers[row], finish=finish)
+            if between is not None:
+                between()
+        return answers
+
+    def steps(self, draws: _Draws, stops: Collection[int], gone: Collection[int] = ()) -> Iterator[list[Drawn]]:
+        """The tokens of each step, until every row has ended or is gone."""
+        counts = [0] * len(self._limits)
+        ended = [False] * len(self._limits)
+        alive = list(range(len(self._limits)))
         logits = self._decoder.prefill(self._ids, self._lengths)
         for step in range(max(self._limits)):
-            drawn, chances = draws.draw(logits, step)
+            tokens, chances = draws.draw(logits, step)
+            drawn: list[Drawn] = []
             running = []
-            for place, (row, token, chance) in enumerate(zip(alive, drawn.tolist(), chances.tolist(), strict=True)):
-                if stopped[row] or len(tokens[row]) == self._limits[row]:
+            for place, (row, token, chance) in enumerate(zip(alive, tokens.tolist(), chances.tolist(), strict=True)):
+                if ended[row] or row in gone:
                     continue
-                tokens[row].append(token)
-                logprobs[row].append(chance)
-                stopped[row] = token in stops
-                if not stopped[row] and len(tokens[row]) < self._limits[row]:
+                counts[row] += 1
+                finish = FinishReason.STOP if token in stops else None
+                if finish is None and counts[row] == self._limits[row]:
+                    finish = FinishReason.LENGTH
+                ended[row] = finish is not None
+                drawn.append(Drawn(row, token, chance, finish))
+                if finish is None:
                     running.append(place)
+            yield drawn
             if not running:
-                break
+                return
             if len(alive) - len(running) >= max(1, len(alive) // _LEAVE_SHARE):
-                rows = torch.tensor(running, device=drawn.device)
+                rows = torch.tensor(running, device=tokens.device)
                 self._decoder.keep(rows)
                 draws.keep(rows.cpu())
-                drawn = drawn[rows]
+                tokens = tokens[rows]
                 alive = [alive[place] for place in running]
-            logits = self._decoder.step(drawn)
-        finish = [FinishReason.STOP if s else FinishReason.LENGTH for s in stopped]
-        return [Generation(*row) for row in zip(tokens, logprobs, finish, strict=True)]
+            logits = self._decoder.step(tokens)

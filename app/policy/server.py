@@ -1,11 +1,13 @@
 """The sampler process: `python -m app.policy.server --socket S --root CHECKPOINTS [--threads N]`.
 
 OpenAI's chat completions on a Unix socket, with token ids, log-probabilities and the template's hash beside the text.
+With `"stream": true` the text comes as server-sent events; a client that leaves ends the drawing of its answer.
 It ends when its parent ends, and on SIGTERM after the batch under way.
 """
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -15,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -25,7 +27,7 @@ import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from app.core import logs
@@ -61,7 +63,7 @@ class Body(BaseModel):
     max_tokens: int = SamplingSettings().max_tokens
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     n: Literal[1] = 1
-    stream: Literal[False] = False
+    stream: bool = False
 
     def sampling(self) -> SamplingSettings:
         """The settings in our own terms; ValidationError where they are out of range."""
@@ -92,6 +94,8 @@ def create_app(root: Path) -> Starlette:
         seed = int.from_bytes(os.urandom(7)) if body.seed is None else body.seed
         request = Request(body.model, [{"role": t.role, "content": t.content} for t in body.messages], sampling, seed)
         try:
+            if body.stream:
+                return await _streamed(http, body.model, batcher, request)
             answer = await asyncio.wrap_future(batcher.submit(request))
         except PairwrightError as error:
             return _refusal(_STATUS.get(type(error), 500), f"{error.message} {error.mend}".strip())
@@ -103,7 +107,7 @@ def create_app(root: Path) -> Starlette:
     async def health(http: HttpRequest) -> Response:
         return JSONResponse({"status": "ok"})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
             Route("/v1/models", list_models),
@@ -111,6 +115,8 @@ def create_app(root: Path) -> Starlette:
         ],
         lifespan=lifespan,
     )
+    app.state.batcher = batcher
+    return app
 
 
 def _completion(model: str, answer: Answer) -> dict[str, Any]:
@@ -137,6 +143,72 @@ def _completion(model: str, answer: Answer) -> dict[str, Any]:
         },
         "chat_template_hash": answer.template,
     }
+
+
+async def _streamed(http: HttpRequest, model: str, batcher: Batcher, request: Request) -> Response:
+    """The answer in pieces. Raises what refuses the request, and begins only when there is a first piece."""
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def put(piece: str | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the process ends
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    request.heard = put
+    request.answer.add_done_callback(lambda _: put(None))
+    first = asyncio.ensure_future(pieces.get())
+    left = asyncio.ensure_future(_left(http))
+    try:
+        batcher.submit(request)
+        await asyncio.wait({first, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            request.gone = True
+            return Response(status_code=499)  # nobody reads it
+        if (begun := first.result()) is None and (error := request.answer.exception()) is not None:
+            raise error
+    except BaseException:
+        request.gone = True
+        raise
+    finally:
+        first.cancel()
+        left.cancel()
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk"}
+    head |= {"created": int(time.time()), "model": model}
+    return StreamingResponse(_events(head, request, begun, pieces), media_type="text/event-stream")
+
+
+async def _events(
+    head: dict[str, Any], request: Request, piece: str | None, pieces: "asyncio.Queue[str | None]"
+) -> AsyncIterator[str]:
+    try:
+        role: dict[str, str] = {"role": "assistant"}
+        while piece is not None:
+            choice = {"index": 0, "delta": {**role, "content": piece}, "finish_reason": None}
+            yield _event({**head, "choices": [choice]})
+            role = {}
+            piece = await pieces.get()
+        try:
+            whole = _completion(head["model"], request.answer.result())
+        except PairwrightError as error:
+            yield _event({"error": {"message": error.message, "type": "server_error"}})
+            return
+        [choice] = whole["choices"]
+        # The whole text once more: the joined pieces, for whoever did not join them.
+        choice |= {"delta": role, "text": choice.pop("message")["content"]}
+        yield _event({**whole, **head, "choices": [choice]})
+        yield "data: [DONE]\n\n"
+    finally:
+        # Reached by cancellation when the client has left: its row leaves the batch.
+        request.gone = True
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+async def _left(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refusal(status: int, message: str) -> Response:

@@ -1,4 +1,8 @@
-"""What the sampler process does behind its door: keeps two models, and answers waiting requests in batches."""
+"""What the sampler process does behind its door: keeps two models, and answers waiting requests in batches.
+
+Somebody watches a streamed answer being written, so those do not wait for a batch under way: they are drawn between its
+steps, one of theirs for one of its.
+"""
 
 import logging
 import queue
@@ -6,9 +10,9 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +21,12 @@ from app.core.configs import SamplingSettings
 from app.core.errors import Invalid, NotFound, PairwrightError, Unavailable
 from app.core.folders import DamagedFolder
 from app.core.records import Message
+from app.core.vocabulary import FinishReason
 from app.policy.chat import decode, encode_prompt, template_hash
 from app.policy.checkpoint import Policy, load_policy, stop_ids
-from app.policy.engine import MAX_BATCH, Generation, generate
+from app.policy.decoders import Decoder
+from app.policy.engine import MAX_BATCH, Drawn, Generation, generate, generate_by_step, shared_weights
+from app.policy.text import Unfolding
 
 KEPT = 2
 LONGEST_QUEUE = 1024
@@ -37,6 +44,7 @@ class Loaded:
     policy: Policy
     template: str
     stops: tuple[int, ...]
+    weights: Decoder | None
 
 
 class Models:
@@ -64,7 +72,9 @@ class Models:
             self._kept.popitem(last=False)
         started = time.monotonic()
         policy = load_policy(folder)
-        self._kept[name] = Loaded(policy, template_hash(policy.tokenizer), stop_ids(*policy))
+        with torch.inference_mode():
+            weights = shared_weights(policy.model.eval())
+        self._kept[name] = Loaded(policy, template_hash(policy.tokenizer), stop_ids(*policy), weights)
         logger.info("loaded %s in %.1f s", name, time.monotonic() - started)
         return self._kept[name]
 
@@ -81,13 +91,19 @@ class Answer:
 
 @dataclass
 class Request:
-    """One request on its way; `answer` is set by the batching thread."""
+    """One request on its way; `answer` is set by the batching thread.
+
+    `heard` makes it a streamed one: it is called in that thread with each new piece of text. A streamed request whose
+    `gone` is set is given up at the next token.
+    """
 
     model: str
     messages: Sequence[Message]
     sampling: SamplingSettings
     seed: int
     answer: "Future[Answer]" = field(default_factory=Future)
+    heard: Callable[[str], None] | None = None
+    gone: bool = False
 
 
 class Batcher(threading.Thread):
@@ -98,6 +114,7 @@ class Batcher(threading.Thread):
         self._models = models
         self._arriving: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()
+        self._live = Live(models)
         self._stopped = False
 
     def submit(self, request: Request) -> "Future[Answer]":
@@ -114,21 +131,41 @@ class Batcher(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped:
-            if not self._waiting and (first := self._arriving.get()) is not None:
-                self._waiting.append(first)
+            if not self._waiting and not self._live and (first := self._arriving.get()) is not None:
+                self._take(first)
             self._gather()
             if self._waiting and not self._stopped:
                 self._answer(self._next_batch())
+            self._between()
         self._drain()
+        while self._live and self._live.step():
+            pass
         for request in self._waiting:
             _settle(request, error=Unavailable("The sampler is stopping."))
+
+    def _take(self, request: Request) -> None:
+        if request.heard is not None:
+            self._live.add(request)
+        else:
+            self._waiting.append(request)
+
+    def _between(self) -> None:
+        """A token for everybody who watches; called between the steps of a batch."""
+        self._drain()
+        if self._live.arriving:
+            # The two answers to one message come together, and share their steps.
+            time.sleep(GATHER_S)
+            self._drain()
+        self._live.step()
 
     def _gather(self) -> None:
         """Wait for those who come together: a crowd's requests arrive one after the other."""
         latest = time.monotonic() + LONGEST_GATHER_S
         self._drain()
         seen = -1
-        while seen < len(self._waiting) < MAX_BATCH and time.monotonic() < latest and not self._stopped:
+        while (
+            not self._live and seen < len(self._waiting) < MAX_BATCH and time.monotonic() < latest and not self._stopped
+        ):
             seen = len(self._waiting)
             time.sleep(GATHER_S)
             self._drain()
@@ -140,7 +177,7 @@ class Batcher(threading.Thread):
             except queue.Empty:
                 return
             if request is not None:
-                self._waiting.append(request)
+                self._take(request)
 
     def _next_batch(self) -> list[Request]:
         """The oldest request and those behind it for the same model."""
@@ -169,7 +206,7 @@ class Batcher(threading.Thread):
             except Exception as error:
                 _settle(request, error=error)
         try:
-            answers = _sample(loaded, encoded)
+            answers = _sample(loaded, encoded, self._between)
         except Exception as error:
             logger.exception("a batch of %d failed", len(encoded))
             for request, _ in encoded:
@@ -180,6 +217,119 @@ class Batcher(threading.Thread):
             _settle(request, Answer(text, generation, len(ids), loaded.template))
 
 
+@dataclass
+class _Watched:
+    """A streamed request under way."""
+
+    request: Request
+    prompt_tokens: int
+    text: Unfolding
+    drawn: Generation
+
+
+@dataclass
+class _Group:
+    """Streamed requests that came together for one model, and share its steps."""
+
+    loaded: Loaded
+    watched: list[_Watched]
+    gone: set[int]
+    steps: Iterator[list[Drawn]]
+
+
+class Live:
+    """The streamed requests: groups that take one step each in turn. True while any waits or is under way."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._new: list[Request] = []
+        self._groups: list[_Group] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._new or self._groups)
+
+    @property
+    def arriving(self) -> bool:
+        """Whether somebody has come since the last step."""
+        return bool(self._new)
+
+    def add(self, request: Request) -> None:
+        """Take a request in with the next step."""
+        self._new.append(request)
+
+    def step(self) -> bool:
+        """One more token for each; False when nobody is left."""
+        # Whoever gave up before the first token costs nothing.
+        new = [r for r in self._new if not r.gone and r.answer.set_running_or_notify_cancel()]
+        self._new = []
+        for model in dict.fromkeys(request.model for request in new):
+            self._begin([request for request in new if request.model == model])
+        self._groups = [group for group in self._groups if _advance(group)]
+        return bool(self)
+
+    def _begin(self, requests: list[Request]) -> None:
+        watched: list[_Watched] = []
+        encoded: list[tuple[Request, list[int]]] = []
+        try:
+            loaded = self._models.get(requests[0].model)
+        except Exception as error:
+            for request in requests:
+                _settle(request, error=error)
+            return
+        for request in requests:
+            try:
+                ids = _encode(loaded, request)
+            except Exception as error:
+                _settle(request, error=error)
+                continue
+            encoded.append((request, ids))
+            nothing = Generation([], [], FinishReason.LENGTH)
+            watched.append(_Watched(request, len(ids), Unfolding(loaded.policy.tokenizer), nothing))
+        if not encoded:
+            return
+        gone: set[int] = set()
+        try:
+            steps = _sample_by_step(loaded, encoded, gone)
+        except Exception as error:
+            for request, _ in encoded:
+                _settle(request, error=error)
+            return
+        self._groups.append(_Group(loaded, watched, gone, steps))
+
+
+def _advance(group: _Group) -> bool:
+    """One step of one group; False when all its rows have ended or are given up."""
+    group.gone.update(row for row, one in enumerate(group.watched) if one.request.gone)
+    if len(group.gone) == len(group.watched):
+        return False
+    try:
+        with torch.inference_mode():
+            drawn = next(group.steps, None)
+    except Exception as error:
+        logger.exception("a stream of %d failed", len(group.watched))
+        for one in group.watched:
+            if not one.request.answer.done():
+                _settle(one.request, error=error)
+        return False
+    for row, token, logprob, finish in drawn or ():
+        _hear(group.loaded, group.watched[row], token, logprob, finish)
+    return drawn is not None
+
+
+def _hear(loaded: Loaded, one: _Watched, token: int, logprob: float, finish: FinishReason | None) -> None:
+    one.drawn.token_ids.append(token)
+    one.drawn.logprobs.append(logprob)
+    assert one.request.heard is not None
+    if piece := one.text.add(token):
+        one.request.heard(piece)
+    if finish is None:
+        return
+    text = decode(loaded.policy.tokenizer, one.drawn.token_ids)
+    if rest := one.text.rest(text):
+        one.request.heard(rest)
+    _settle(one.request, Answer(text, replace(one.drawn, finish=finish), one.prompt_tokens, loaded.template))
+
+
 def _encode(loaded: Loaded, request: Request) -> list[int]:
     ids = encode_prompt(loaded.policy.tokenizer, request.messages)
     context = getattr(loaded.policy.model.config, "max_position_embeddings", None)
@@ -188,7 +338,9 @@ def _encode(loaded: Loaded, request: Request) -> list[int]:
     return ids
 
 
-def _sample(loaded: Loaded, encoded: Sequence[tuple[Request, list[int]]]) -> list[Generation]:
+def _sample(
+    loaded: Loaded, encoded: Sequence[tuple[Request, list[int]]], between: Callable[[], None]
+) -> list[Generation]:
     model, tokenizer = loaded.policy
     assert tokenizer.pad_token_id is not None
     return generate(
@@ -198,7 +350,27 @@ def _sample(loaded: Loaded, encoded: Sequence[tuple[Request, list[int]]]) -> lis
         [request.sampling for request, _ in encoded],
         loaded.stops,
         tokenizer.pad_token_id,
+        like=loaded.weights,
+        between=between,
     )
+
+
+def _sample_by_step(
+    loaded: Loaded, encoded: Sequence[tuple[Request, list[int]]], gone: set[int]
+) -> Iterator[list[Drawn]]:
+    model, tokenizer = loaded.policy
+    assert tokenizer.pad_token_id is not None
+    with torch.inference_mode():
+        return generate_by_step(
+            model,
+            [ids for _, ids in encoded],
+            [request.seed for request, _ in encoded],
+            [request.sampling for request, _ in encoded],
+            loaded.stops,
+            tokenizer.pad_token_id,
+            gone,
+            loaded.weights,
+        )
 
 
 def _settle(request: Request, answer: Answer | None = None, error: BaseException | None = None) -> None:

@@ -52,11 +52,13 @@ def add_sampled_pair(
     reason: DrawReason = DrawReason.RANDOM,
     probability: float = 1.0,
     priority: int = 0,
+    comparison_id: uuid.UUID | None = None,
+    votes: int | None = None,
 ) -> Comparison:
     """Store two or more answers to one prompt as a comparison with the project's wanted votes as free slots.
 
-    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt. NotFound for a
-    foreign prompt, Invalid for one answer.
+    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt; `votes` where
+    another number is wanted than the project's. NotFound for a foreign prompt, Invalid for one answer.
     """
     if len(completions) < 2:
         raise Invalid("A comparison needs at least two answers.")
@@ -69,13 +71,13 @@ def add_sampled_pair(
     wanted = s.scalars(select(Project.votes_wanted).where(Project.id == project.id).with_for_update(read=True)).one()
     policies = {completion.checkpoint_id for completion in completions}
     comparison = Comparison(
-        id=new_id(),
+        id=comparison_id or new_id(),
         project_id=project.id,
         prompt_id=prompt_id,
         checkpoint_id=policies.pop() if len(policies) == 1 else None,
         reason=reason,
         probability=probability,
-        votes_wanted=0 if reason == DrawReason.GOLD else wanted,
+        votes_wanted=0 if reason == DrawReason.GOLD else votes or wanted,
         priority=priority,
     )
     answers = [

@@ -24,7 +24,7 @@ _QUERY = {
     "counted": True,
     "withdrawn": False,
     "left_out": False,
-    "reasons": ["random", "uncertain"],
+    "reasons": ["random", "uncertain", "chat"],
 }
 
 _PREFERENCE = """
@@ -47,7 +47,7 @@ STANDING = text(
     _PREFERENCE.format(
         source="judgment j JOIN judgment_revision r ON r.judgment_id = j.id AND r.revision = j.revision",
         condition="j.project_id = :project AND NOT j.withdrawn AND NOT m.left_out"
-        " AND c.reason IN ('random', 'uncertain')"
+        " AND c.reason IN ('random', 'uncertain', 'chat')"
         " AND EXISTS (SELECT FROM slot s WHERE s.comparison_id = j.comparison_id"
         " AND s.holder_id = j.account_id AND s.state = 'filled')",
     )

@@ -4,14 +4,16 @@ The dependency that a policy makes is also the request's transaction. It is func
 route has returned and before the answer is sent, so an answer of 200 means that the commit happened.
 """
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -47,6 +49,9 @@ MENDS = {
     Policy.RESEARCHER: "Your part in this project is judging.",
     Policy.ADMIN: "Ask an admin of the project.",
 }
+
+
+T = TypeVar("T")
 
 
 class SignInNeeded(PairwrightError):
@@ -88,6 +93,45 @@ def may(policy: Policy) -> Any:
 
     enter.policy = policy  # type: ignore[attr-defined]
     return Depends(enter, scope="function")
+
+
+@dataclass(frozen=True)
+class Standby:
+    """Somebody who is let in to a stream: no transaction is open, and none is kept while anything is streamed.
+
+    Whatever is read or stored goes through `within`, which authorises anew: the role is never older than the last tick.
+    """
+
+    request: Request
+    policy: Policy
+    account_id: uuid.UUID
+
+    async def within(self, work: Callable[[Visit], T]) -> T:
+        """Do this in a thread, in a transaction of its own, if the person may still."""
+        return await run_in_threadpool(self._within, work)
+
+    async def check(self) -> None:
+        """Raises what a request would be refused with now: somebody signed out, removed, or of another role."""
+        await self.within(lambda _: None)
+
+    def _within(self, work: Callable[[Visit], T]) -> T:
+        with self.request.app.state.sessions() as s:
+            done = work(visit(self.request, s, self.policy))
+            s.commit()
+            return done
+
+
+def may_stream(policy: Policy) -> Any:
+    """`may` for a route that streams: it authorises, and leaves no transaction open behind it."""
+
+    def enter(request: Request) -> Standby:
+        with request.app.state.sessions() as s:
+            account_id = visit(request, s, policy).account.id
+            s.commit()
+        return Standby(request, policy, account_id)
+
+    enter.policy = policy  # type: ignore[attr-defined]
+    return Depends(enter)
 
 
 def visit(request: Request, s: Session, policy: Policy) -> Visit:

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from app.core.configs import CONFIGS
@@ -167,6 +176,44 @@ class ReadForm(FormModel):
 
     version: int = Field(ge=1)
     next: str = Field("", max_length=500)
+
+
+class TurnForm(FormModel):
+    """What somebody says in a chat."""
+
+    message: str = Field(min_length=1, max_length=20_000)
+
+    @field_validator("message")
+    @classmethod
+    def _is_text(cls, message: str) -> str:
+        if "\0" in message:
+            raise ValueError("a character in it cannot be stored")
+        return message.replace("\r\n", "\n")
+
+
+class PickForm(FormModel):
+    """Which of a turn's two answers goes on, under a key from the browser."""
+
+    comparison_id: uuid.UUID
+    key: uuid.UUID
+    verdict: Verdict
+    order: Positions
+    strength: int | None = Field(None, ge=1, le=4)
+    first_key_ms: Milliseconds = 0
+    active_ms: Milliseconds = 0
+    guideline_version: int | None = Field(None, ge=1)
+
+
+class TurnOnlyForm(FormModel):
+    """The turn that is meant."""
+
+    comparison_id: uuid.UUID
+
+
+class ChatForm(FormModel):
+    """The chat that is meant."""
+
+    chat_id: uuid.UUID
 
 
 class InviteForm(FormModel):

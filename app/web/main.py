@@ -17,12 +17,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
 from app.core.errors import Forbidden, Invalid, NotFound, PairwrightError, Unavailable
+from app.core.sampler import SamplerClient
 from app.settings import Settings
 from app.store import db, embedded
 from app.web.forms import words_for
 from app.web.pages import STATIC, refusal, render
 from app.web.routes import ROUTERS
 from app.web.security import BrokenPage, RequestLog, SafeHeaders, SameSiteOnly, secure
+from app.web.streams import Lanes
 
 LARGEST_FORM = 1 << 20
 DISK_FULL = Unavailable("The disk is full; nothing was stored.", "Free some space on the server, then try again.")
@@ -65,6 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.key = settings.signing_key()
     app.state.engine = db.make_engine(url)
     app.state.sessions = db.session_factory(app.state.engine)
+    app.state.sampler = SamplerClient(settings.sampler_address)
+    app.state.lanes = Lanes()
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", GZipMiddleware(KeptFiles(directory=STATIC), minimum_size=1000), name="static")

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -5,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from app.core.configs import SamplingSettings
+from app.core.errors import Invalid, NotFound, PairwrightError, Unavailable
 from app.core.sampler import CompletionRequest, CompletionResult, SamplerClient, SamplerFailure
 from app.core.vocabulary import FinishReason
 
@@ -117,3 +119,63 @@ def test_no_server_is_a_failure_and_not_healthy():
 
 def test_no_requests_need_no_server():
     assert SamplerClient("http://127.0.0.1:9").complete([]) == []
+
+
+# ---- streams -------------------------------------------------------------------------------------------------------
+
+
+def streamed(server, *requests):
+    async def gather():
+        return [event async for event in server.client.stream_together(requests or [REQUEST])]
+
+    return asyncio.run(gather())
+
+
+def sse(*chunks, end="data: [DONE]\r\n\r\n"):
+    lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\n" for chunk in chunks]
+    return (": a comment\r\n\r\n" + "".join(lines) + end).encode()
+
+
+def piece(text, **choice):
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None, **choice}]}
+
+
+def test_any_openai_compatible_stream_will_do():
+    # A line separator inside a text is no end of a line; a chunk with nothing but the usage has no choice.
+    pieces = [
+        piece(None, delta={"role": "assistant"}),
+        piece("two\u2028lin"),
+        piece("es"),
+        piece("", finish_reason="stop"),
+    ]
+    with Server(body=sse(*pieces, {"choices": [], "usage": {}})) as server:
+        *texts, (place, result) = streamed(server)
+    assert texts == [(0, "two\u2028lin"), (0, "es")]
+    assert (place, result.text, result.finish_reason) == (0, "two\u2028lines", FinishReason.STOP)
+    assert (result.token_ids, result.logprobs, result.chat_template_hash) == ([], [], "")
+    [(_, body)] = server.asked
+    assert (body["stream"], body["seed"]) == (True, 7)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (200, sse(piece("cut"), end=""), Unavailable, "stopped in the middle"),
+        (200, sse(piece("cut"), {"error": {"message": "out of memory"}}), Unavailable, "stopped in the middle"),
+        (200, b"data: oops\n\n", Unavailable, "could not be read"),
+        (200, sse({"no": "choices"}), Unavailable, "could not be read"),
+        (503, {"error": {"message": "busy"}}, Unavailable, "does not answer"),
+        (404, {"error": {"message": "none"}}, NotFound, "does not have this policy"),
+        (422, {"error": {"message": "The conversation is too long."}}, Invalid, "The conversation is too long."),
+    ],
+)
+def test_a_stream_that_cannot_go_on_says_how(status, body, kind, words):
+    with Server(status, body) as server, pytest.raises(kind, match=words):
+        streamed(server)
+
+
+def test_nobody_there_or_one_of_two_failing_ends_the_streams():
+    with Server(body=sse(piece("whole", finish_reason="stop"))) as server:
+        assert len(streamed(server, REQUEST, REQUEST)) == 4
+    with pytest.raises(PairwrightError, match="does not answer"):
+        streamed(server)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy import func, select
 
+from app.core.pairing import why_not
 from app.core.sampler import CompletionRequest, CompletionResult, SamplerFailure
 from app.core.vocabulary import DropCause, FinishReason, Mode, Split
-from app.jobs.pool import BATCH, FIRST_BATCH, NotServing, refill, why_not
+from app.jobs.pool import BATCH, FIRST_BATCH, NotServing, refill
 from app.store import checkpoints, comparisons, prompts
 from app.store.models import Candidate, Comparison, Completion, Prompt
 

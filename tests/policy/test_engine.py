@@ -76,7 +76,7 @@ def test_the_fast_path_the_general_path_and_a_plain_forward_agree(changes, monke
     model = llama(**changes)
     assert LlamaDecoder.fits(model)
     fast = generate(model, PROMPTS, SEEDS, SETTINGS, END, PAD)
-    monkeypatch.setattr(engine, "decoder_for", lambda model, capacity: GenericDecoder(model))
+    monkeypatch.setattr(engine, "decoder_for", lambda model, capacity, like=None: GenericDecoder(model))
     general = generate(model, PROMPTS, SEEDS, SETTINGS, END, PAD)
     assert [g.token_ids for g in fast] == [g.token_ids for g in general]
     for prompt, a, b in zip(PROMPTS, fast, general, strict=True):

@@ -110,7 +110,7 @@ def test_a_link_that_leads_out_of_the_root_is_not_followed(root, tmp_path):
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 2}, "n"),
-        ({"stream": True}, "stream"),
+        ({"stream": 3}, "stream"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ({"seed": -1}, "seed"),

@@ -1,6 +1,7 @@
 """The routes, one file a noun. Each loads and authorises by its policy, does one thing, and renders."""
 
 from app.web.routes.accounts import router as accounts
+from app.web.routes.chat import router as chat
 from app.web.routes.data import router as data
 from app.web.routes.drafts import router as drafts
 from app.web.routes.guidelines import router as guidelines
@@ -21,6 +22,7 @@ ROUTERS = (
     loop,
     judge,
     write,
+    chat,
     drafts,
     history,
     guidelines,

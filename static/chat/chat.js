@@ -1,0 +1,305 @@
+// A message, two answers that are written side by side, one choice. The page that the server renders is the truth; while
+// answers are on their way they are plain text in the very places where the stored ones will stand.
+
+import { events } from "./events.js";
+
+const room = document.querySelector("[data-room]");
+const bar = document.getElementById("verdicts");
+const compose = document.getElementById("compose");
+const field = document.getElementById("message");
+const note = document.getElementById("note");
+const state = document.getElementById("state");
+const announce = document.getElementById("announce");
+const pending = document.getElementById("pending");
+
+const KEYS = { ArrowLeft: "left", ArrowRight: "right", 0: "tie", b: "both_bad" };
+const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys" };
+const SAID = { left: "Left chosen.", right: "Right chosen.", tie: "About the same.", both_bad: "Both bad." };
+const READABLE_MS = 150; // A key that comes sooner was meant for something else.
+const IDLE_MS = 30000; // Nobody reads longer than this without moving anything.
+const LATER = [1000, 2000, 4000, 8000, 15000];
+const DRAFT = `pairwright.chat.${room.dataset.owner}.${room.dataset.base}`;
+
+let writing = null; // The AbortController of the answers on their way.
+let sending = false;
+let shownAt = 0;
+let firstKeyAt = 0;
+let activeMs = 0;
+let lastSeenAt = 0;
+
+function chat() {
+  return document.getElementById("chat");
+}
+
+function showState(name, words) {
+  state.dataset.state = name;
+  state.textContent = words;
+}
+
+/** Shows what the chat waits for: the pick, the answers, or a message. */
+function settle(focus = true) {
+  const { state: wants, turn, chat: id, undo, again } = chat().dataset;
+  bar.hidden = wants === "compose" && !writing;
+  compose.hidden = !bar.hidden;
+  for (const button of bar.querySelectorAll('[name="verdict"], [data-act="skip"]')) button.disabled = wants !== "choose" || Boolean(writing);
+  bar.querySelector('[data-act="stop"]').hidden = !writing;
+  bar.querySelector('[data-act="skip"]').hidden = Boolean(writing);
+  for (const button of document.querySelectorAll('[data-act="end"]')) button.hidden = !id || Boolean(writing);
+  compose.querySelector('[data-act="undo"]').hidden = !undo;
+  document.getElementById("turn").textContent = turn;
+  if (again && !field.value) {
+    field.value = again;
+    keepDraft();
+  }
+  if (!bar.hidden) {
+    shownAt = lastSeenAt = performance.now();
+    firstKeyAt = activeMs = 0;
+  }
+  if (!focus) return;
+  if (bar.hidden) field.focus();
+  else room.focus({ preventScroll: true });
+}
+
+/** Puts the chat as the server renders it in place of the one on show, and stays where the person reads. */
+function take(html, stay = false) {
+  const fresh = new DOMParser().parseFromString(html, "text/html").getElementById("chat");
+  if (!fresh) return location.reload();
+  const top = room.scrollTop;
+  chat().replaceWith(fresh);
+  room.scrollTop = stay ? top : room.scrollHeight;
+}
+
+function say(html, words = "The server refused this; nothing else was lost.") {
+  const message = html && new DOMParser().parseFromString(html, "text/html").querySelector(".notice");
+  const plain = document.createElement("div");
+  plain.className = "notice";
+  plain.textContent = words;
+  note.replaceChildren(message || plain);
+  note.hidden = false;
+}
+
+function keepDraft() {
+  try {
+    if (field.value) localStorage.setItem(DRAFT, field.value);
+    else localStorage.removeItem(DRAFT);
+  } catch {
+    // No storage in this browser: the words live as long as the page.
+  }
+}
+
+function signedOut() {
+  const link = document.createElement("a");
+  link.href = `/sign-in?next=${encodeURIComponent(location.pathname)}`;
+  link.textContent = "signed out: sign in again";
+  state.dataset.state = "stopped";
+  state.replaceChildren(link);
+}
+
+async function send() {
+  const message = field.value.trim();
+  if (writing || sending || !message || room.dataset.closed) return;
+  note.hidden = true;
+  writing = new AbortController();
+  const before = chat().cloneNode(true);
+  const places = begin(message);
+  settle();
+  showState("saving", "writing");
+  announce.textContent = "Two answers are being written.";
+  let stored = false;
+  try {
+    const answer = await fetch(`${room.dataset.base}/chat/turns`, {
+      method: "POST",
+      body: new URLSearchParams({ message }),
+      redirect: "error",
+      signal: writing.signal,
+    });
+    if (answer.status === 401) signedOut();
+    if (!answer.ok) say(await answer.text());
+    else stored = await hear(answer, places);
+  } catch {
+    if (writing.signal.aborted) say("", "Stopped. Nothing of this turn was stored; your message is in the field.");
+    else say("", "The line broke before both answers were there. Nothing of this turn was stored; your message is in the field.");
+  }
+  writing = null;
+  if (state.dataset.state !== "stopped") showState("saved", "all saved");
+  if (stored) {
+    field.value = "";
+    keepDraft();
+    announce.textContent = "Both answers are there. Choose one.";
+  } else {
+    chat().replaceWith(before);
+    room.scrollTop = room.scrollHeight;
+    announce.textContent = "";
+  }
+  settle();
+}
+
+/** The person's words and two empty pages; returns the two texts to write into. */
+function begin(message) {
+  const piece = pending.content.cloneNode(true);
+  piece.querySelector("[data-said]").textContent = message;
+  let question = chat().querySelector(".question");
+  if (!question) {
+    question = document.createElement("div");
+    question.className = "question";
+    chat().prepend(question);
+  }
+  chat().querySelector(".hint")?.remove();
+  const turn = piece.querySelector(".turn");
+  question.append(turn);
+  chat().append(piece.querySelector(".spread"));
+  room.scrollTop = Math.max(0, turn.offsetTop - room.offsetTop - 24);
+  return [...chat().querySelectorAll(".spread .text")].map((page) => page.appendChild(document.createTextNode("")));
+}
+
+/** Writes what comes; true once the server has stored the turn. */
+async function hear(answer, places) {
+  for await (const { name, data } of events(answer.body)) {
+    if (name === "text") places[data.side].data += data.text;
+    else if (name === "again") {
+      for (const place of places) place.data = "";
+      announce.textContent = data.message;
+      showState("saving", "writing again");
+    } else if (name === "refused") {
+      say(data.html);
+      return false;
+    } else if (name === "done") {
+      take(data.html, true);
+      return true;
+    }
+  }
+  say("", "The answers broke off. Nothing of this turn was stored; your message is in the field.");
+  return false;
+}
+
+/** Posts until the server has said something: the same key again is the same choice. */
+async function post(to, body) {
+  sending = true;
+  showState("saving", "saving");
+  for (let failures = 0; ; failures++) {
+    try {
+      const answer = await fetch(`${room.dataset.base}/chat/${to}`, {
+        method: "POST",
+        body: new URLSearchParams(body),
+        redirect: "follow",
+        headers: { "HX-Request": "true" },
+        signal: AbortSignal.timeout(20000),
+      });
+      if (answer.status !== 429 && answer.status < 500) {
+        const text = await answer.text();
+        sending = false;
+        if (answer.status === 401) signedOut();
+        else showState("saved", "all saved");
+        return { ok: answer.ok, text, where: answer.headers.get("HX-Redirect") };
+      }
+    } catch {
+      // No line: the choice waits and is sent again.
+    }
+    showState("waiting", navigator.onLine ? "waiting for the line" : "offline, your choice waits");
+    await new Promise((resolve) => setTimeout(resolve, LATER[Math.min(failures, LATER.length - 1)]));
+  }
+}
+
+async function decide(to, body, said) {
+  if (sending) return;
+  note.hidden = true;
+  const answer = await post(to, body);
+  if (answer.where) return location.assign(answer.where);
+  if (answer.ok) {
+    take(answer.text);
+    announce.textContent = `${said} ${chat().querySelector(".hint")?.textContent.replace(/\s+/g, " ").trim() ?? ""}`;
+  } else say(answer.text);
+  settle(answer.ok);
+}
+
+function choose(verdict, strength) {
+  const { state: wants, comparison, order } = chat().dataset;
+  if (wants !== "choose" || writing || performance.now() - shownAt < READABLE_MS) return;
+  touched();
+  const body = {
+    comparison_id: comparison,
+    key: newKey(),
+    verdict,
+    order,
+    guideline_version: room.dataset.guidelines,
+    first_key_ms: Math.round((firstKeyAt || performance.now()) - shownAt),
+    active_ms: Math.round(activeMs),
+  };
+  if (strength) body.strength = strength;
+  decide("picks", body, SAID[verdict]);
+}
+
+function newKey() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+}
+
+function touched() {
+  const now = performance.now();
+  if (document.visibilityState === "visible") activeMs += Math.min(now - lastSeenAt, IDLE_MS);
+  lastSeenAt = now;
+}
+
+function act(name) {
+  const { comparison, chat: id, undo } = chat().dataset;
+  if (name === "stop") writing?.abort();
+  else if (name === "skip" && comparison && !writing) decide("skip", { comparison_id: comparison }, "Skipped.");
+  else if (name === "undo" && undo && !writing) decide("undo", {}, "Taken back.");
+  else if (name === "end" && id && !writing) decide("end", { chat_id: id }, "");
+  else if (name === "guidelines" || name === "keys") document.getElementById(name).showModal();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape") {
+    if (writing) act("stop");
+    else if (event.target === field && !event.isComposing) room.focus({ preventScroll: true });
+    return;
+  }
+  if (event.target === field) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
+    return;
+  }
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const degree = bar.querySelectorAll("[data-strength]")[Number(key) - 1];
+  if (!degree && !(key in KEYS) && !(key in ACTS)) return;
+  event.preventDefault();
+  touched();
+  firstKeyAt ||= performance.now();
+  if (degree) choose(degree.value, degree.dataset.strength);
+  else if (key in ACTS) act(ACTS[key]);
+  else if (key.startsWith("Arrow") || bar.querySelector(`[value="${KEYS[key]}"]`)) choose(KEYS[key]);
+});
+
+compose.addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
+bar.addEventListener("submit", (event) => event.preventDefault());
+document.querySelector(".bar").addEventListener("click", (event) => {
+  const button = event.target.closest("button, a");
+  if (!button || (!button.dataset.act && button.name !== "verdict")) return;
+  event.preventDefault();
+  if (event.detail > 1) return; // The second half of a double click is not a second choice.
+  firstKeyAt ||= performance.now();
+  if (button.name === "verdict") choose(button.value, button.dataset.strength);
+  else act(button.dataset.act);
+});
+field.addEventListener("input", keepDraft);
+for (const kind of ["pointermove", "wheel", "scroll"]) addEventListener(kind, touched, { passive: true, capture: true });
+
+try {
+  field.value ||= localStorage.getItem(DRAFT) ?? "";
+} catch {
+  // No storage in this browser.
+}
+settle();
+room.scrollTop = room.scrollHeight;
