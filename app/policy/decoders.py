@@ -53,6 +53,11 @@ class LlamaDecoder:
         self._size = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._eps = config.rms_norm_eps
         self._capacity = capacity
+        self._dtype: torch.dtype
+        self._embedding: Tensor
+        self._head: nn.Module
+        self._norm: Tensor
+        self._layers: list[_Fused]
         if like is not None:
             self._dtype, self._embedding, self._head = like._dtype, like._embedding, like._head
             self._norm, self._layers = like._norm, like._layers

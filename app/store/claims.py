@@ -343,6 +343,7 @@ def release_slots(
     """
     if not holders:
         return
-    pairs = {"comparisons": [pair[0] for pair in holders], "holders": [pair[1] for pair in holders]}
+    both = [tuple(pair) for pair in holders]
+    pairs = {"comparisons": [one for one, _ in both], "holders": [holder for _, holder in both]}
     s.execute(_HOLD, {"comparisons": pairs["comparisons"]})
     s.execute(_RELEASE, pairs)

@@ -82,6 +82,7 @@ def begin(visit: Visit, message: str) -> Plan:
 async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
     """The two answers as they are drawn, by the side on which they stand, and at last the stored turn."""
     try:
+        said = ""
         for tries in range(TRIES):
             requests = [
                 CompletionRequest(model, plan.messages, plan.sampling, secrets.randbelow(2**31))
@@ -102,10 +103,11 @@ async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
                 yield event("done", html=html)
                 return
             await reader.within(partial(dropped, plan=plan, cause=cause))
+            said = ALIKE[cause]
             if tries + 1 < TRIES:
-                yield event("again", message=f"{ALIKE[cause]}, so the policy tries once more.")
+                yield event("again", message=f"{said}, so the policy tries once more.")
         mend = "Your message is back in the field: put it differently, or ask something else."
-        raise Unavailable(f"{ALIKE[cause]} twice, so there is nothing to choose from.", mend)
+        raise Unavailable(f"{said} twice, so there is nothing to choose from.", mend)
     except PairwrightError as error:
         yield event("refused", html=render("_notice.html", {"message": error.message, "mend": error.mend}))
     except (DBAPIError, PoolTimeout):
