@@ -205,3 +205,15 @@ def test_several_projects_must_be_told_apart(sessions, project, make_with):
     assert "run" in say("runs", "--project", project.slug)
     with pytest.raises(NotFound):
         say("runs", "--project", "nowhere")
+
+
+def test_guidelines_are_printed_and_a_file_becomes_the_new_version(sessions, project, tmp_path):
+    file = tmp_path / "guidelines.md"
+    file.write_text("Prefer the reply that names the order.\n")
+    assert "version 2" in say("guidelines", str(file))
+    assert say("guidelines") == "Prefer the reply that names the order.\n"
+    assert "Nothing has changed: version 2" in say("guidelines", str(file))
+    file.write_bytes(b"\xff\xfe")
+    for wrong, error in ((file, Invalid), (tmp_path / "nothing.md", NotFound)):
+        with pytest.raises(error):
+            say("guidelines", str(wrong))
