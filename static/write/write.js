@@ -23,6 +23,7 @@ let activeMs = 0;
 let lastSeenAt = performance.now();
 let told = false; // whether "draft saved" was said aloud for this prompt
 let counting = 0;
+let unsaved = false; // a draft that only this browser has
 
 const draft = new Draft(main.dataset.base, main.dataset.owner, showDraft);
 const queue = new Queue(`write.${main.dataset.owner}.${main.dataset.base}`, main.dataset.base, {
@@ -44,6 +45,7 @@ function begin(focus) {
   before = null;
   sending = false;
   told = false;
+  unsaved = false;
   activeMs = 0;
   lastSeenAt = performance.now();
   const text = field();
@@ -101,6 +103,7 @@ function count() {
 
 function showDraft(word) {
   if (word === "signed-out") return showState(word, queue.items().length);
+  unsaved = word === "waiting";
   state.dataset.state = word === "typing" ? "saving" : word;
   const offline = navigator.onLine ? "no line" : "offline";
   state.textContent = { typing: "saving", saved: "draft saved", waiting: `${offline}, draft kept here` }[word];
@@ -111,6 +114,7 @@ function showDraft(word) {
 }
 
 function showState(word, waiting) {
+  if (word === "saved" && unsaved) return showDraft("waiting");
   state.dataset.state = word === "signed-out" ? "stopped" : word;
   if (word === "waiting") {
     state.textContent = `${navigator.onLine ? "waiting for the line" : "offline"}, ${waiting} waiting`;
@@ -243,6 +247,7 @@ function submit() {
 /** The text is on its way: it can be read, not changed, and is no draft any more. */
 function hold() {
   sending = true;
+  unsaved = false;
   submitButton.disabled = true;
   if (field()) field().readOnly = true;
   draft.stop();
@@ -266,6 +271,7 @@ async function undo() {
       const text = waiting.body.text ?? field().value;
       begin(false);
       put(text, waiting.body.edited_from_id ?? hidden("edited_from_id").value);
+      draft.last = ""; // What was to be sent is on no server.
       draft.touch();
       field().focus();
     }

@@ -229,3 +229,15 @@ def test_gold_comes_from_a_file_whole_or_not_at_all(sessions, project, tmp_path)
     file.write_text(good + "\n")
     assert say("gold", str(file)) == "Gold comparisons added: 1.\n"
     assert say("project", "set", "qualify_on=1") == "Changed: qualify_on.\n"
+
+
+def test_guidelines_are_printed_and_a_file_becomes_the_new_version(sessions, project, tmp_path):
+    file = tmp_path / "guidelines.md"
+    file.write_text("Prefer the reply that names the order.\n")
+    assert "version 2" in say("guidelines", str(file))
+    assert say("guidelines") == "Prefer the reply that names the order.\n"
+    assert "Nothing has changed: version 2" in say("guidelines", str(file))
+    file.write_bytes(b"\xff\xfe")
+    for wrong, error in ((file, Invalid), (tmp_path / "nothing.md", NotFound)):
+        with pytest.raises(error):
+            say("guidelines", str(wrong))
