@@ -172,7 +172,7 @@ async def _streamed(http: HttpRequest, model: str, batcher: Batcher, request: Re
     finally:
         first.cancel()
         left.cancel()
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk"}
+    head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk"}
     head |= {"created": int(time.time()), "model": model}
     return StreamingResponse(_events(head, request, begun, pieces), media_type="text/event-stream")
 

@@ -82,11 +82,8 @@ def begin(visit: Visit, message: str) -> Plan:
 async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
     """The two answers as they are drawn, by the side on which they stand, and at last the stored turn."""
     try:
-        for tries in range(TRIES):
-            requests = [
-                CompletionRequest(model, plan.messages, plan.sampling, secrets.randbelow(2**31))
-                for model in plan.models
-            ]
+        for tries_left in reversed(range(TRIES)):
+            requests = asked_of(plan)
             whole: dict[int, CompletionResult] = {}
             async for heard in watched(sampler(reader).stream_together(requests), reader.check):
                 if heard is None:
@@ -102,10 +99,10 @@ async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
                 yield event("done", html=html)
                 return
             await reader.within(partial(dropped, plan=plan, cause=cause))
-            if tries + 1 < TRIES:
-                yield event("again", message=f"{ALIKE[cause]}, so the policy tries once more.")
-        mend = "Your message is back in the field: put it differently, or ask something else."
-        raise Unavailable(f"{ALIKE[cause]} twice, so there is nothing to choose from.", mend)
+            if not tries_left:
+                mend = "Your message is back in the field: put it differently, or ask something else."
+                raise Unavailable(f"{ALIKE[cause]} twice, so there is nothing to choose from.", mend)
+            yield event("again", message=f"{ALIKE[cause]}, so the policy tries once more.")
     except PairwrightError as error:
         yield event("refused", html=render("_notice.html", {"message": error.message, "mend": error.mend}))
     except (DBAPIError, PoolTimeout):
