@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
@@ -85,13 +86,14 @@ async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
         for tries_left in reversed(range(TRIES)):
             requests = asked_of(plan)
             whole: dict[int, CompletionResult] = {}
-            async for heard in watched(sampler(reader).stream_together(requests), reader.check):
-                if heard is None:
-                    yield STILL_THERE
-                elif isinstance(heard[1], CompletionResult):
-                    whole[heard[0]] = heard[1]
-                else:
-                    yield event("text", side=plan.order.index(heard[0]), text=heard[1])
+            async with aclosing(watched(sampler(reader).stream_together(requests), reader.check)) as events:
+                async for heard in events:
+                    if heard is None:
+                        yield STILL_THERE
+                    elif isinstance(heard[1], CompletionResult):
+                        whole[heard[0]] = heard[1]
+                    else:
+                        yield event("text", side=plan.order.index(heard[0]), text=heard[1])
             results = [whole[place] for place in sorted(whole)]
             cause = why_not([result.text for result in results])
             if cause is None:
