@@ -13,7 +13,7 @@ const announce = document.getElementById("announce");
 const pending = document.getElementById("pending");
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", 0: "tie", b: "both_bad" };
-const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys" };
+const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys", h: "history", m: "raw" };
 const SAID = { left: "Left chosen.", right: "Right chosen.", tie: "About the same.", both_bad: "Both bad." };
 const READABLE_MS = 150; // A key that comes sooner was meant for something else.
 const IDLE_MS = 30000; // Nobody reads longer than this without moving anything.
@@ -244,12 +244,20 @@ function touched() {
   lastSeenAt = now;
 }
 
+/** What was really written, where it looks different; another module knows how. */
+async function showRaw() {
+  const { toggleRaw } = await import("../text.js").catch(() => ({}));
+  toggleRaw?.();
+}
+
 function act(name) {
   const { comparison, chat: id, undo } = chat().dataset;
   if (name === "stop") writing?.abort();
   else if (name === "skip" && comparison && !writing) decide("skip", { comparison_id: comparison }, "Skipped.");
   else if (name === "undo" && undo && !writing) decide("undo", {}, "Taken back.");
   else if (name === "end" && id && !writing) decide("end", { chat_id: id }, "");
+  else if (name === "raw") showRaw();
+  else if (name === "history") location.assign(`${room.dataset.base}/history`);
   else if (name === "guidelines" || name === "keys") document.getElementById(name).showModal();
 }
 
