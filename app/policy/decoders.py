@@ -35,6 +35,12 @@ class LlamaDecoder:
     Weights are read from the live model when the decoder is made, with the LoRA adapter that is heard.
     """
 
+    _dtype: torch.dtype
+    _embedding: Tensor
+    _head: Any
+    _norm: Tensor
+    _layers: "list[_Fused]"
+
     def __init__(
         self,
         model: LlamaForCausalLM,

@@ -13,7 +13,7 @@ const announce = document.getElementById("announce");
 const pending = document.getElementById("pending");
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", 0: "tie", b: "both_bad" };
-const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys" };
+const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys", h: "history", m: "raw" };
 const SAID = { left: "Left chosen.", right: "Right chosen.", tie: "About the same.", both_bad: "Both bad." };
 const READABLE_MS = 150; // A key that comes sooner was meant for something else.
 const IDLE_MS = 30000; // Nobody reads longer than this without moving anything.
@@ -52,6 +52,8 @@ function settle(focus = true) {
     keepDraft();
   }
   if (!bar.hidden) {
+    // The pointer rests where it sent the message: until it moves, it points at no side.
+    bar.classList.add("still");
     shownAt = lastSeenAt = performance.now();
     firstKeyAt = activeMs = 0;
   }
@@ -66,7 +68,36 @@ function take(html, stay = false) {
   if (!fresh) return location.reload();
   const top = room.scrollTop;
   chat().replaceWith(fresh);
-  room.scrollTop = stay ? top : room.scrollHeight;
+  if (stay) room.scrollTop = top;
+  else look();
+}
+
+/** Scrolls to where reading goes on: the message whose answers are there, else the end. */
+function look() {
+  const asked = chat().querySelector(".spread") && chat().querySelector(".turn:last-child");
+  if (!asked) room.scrollTop = room.scrollHeight;
+  else room.scrollTop += asked.getBoundingClientRect().top - room.getBoundingClientRect().top - 24;
+}
+
+/** One answer on its way, in paragraphs as the stored one will have them. */
+class Page {
+  constructor(place) {
+    this.place = place;
+    this.clear();
+  }
+
+  clear() {
+    this.text = "";
+    this.place.replaceChildren();
+  }
+
+  write(text) {
+    this.text += text;
+    const paragraphs = this.text.split(/\n{2,}/);
+    const known = Math.max(0, this.place.children.length - 1);
+    while (this.place.children.length < paragraphs.length) this.place.append(document.createElement("p"));
+    for (let i = known; i < paragraphs.length; i++) this.place.children[i].textContent = paragraphs[i];
+  }
 }
 
 function say(html, words = "The server refused this; nothing else was lost.") {
@@ -128,13 +159,13 @@ async function send() {
     announce.textContent = "Both answers are there. Choose one.";
   } else {
     chat().replaceWith(before);
-    room.scrollTop = room.scrollHeight;
+    look();
     announce.textContent = "";
   }
   settle();
 }
 
-/** The person's words and two empty pages; returns the two texts to write into. */
+/** The person's words and two empty pages to write on. */
 function begin(message) {
   const piece = pending.content.cloneNode(true);
   piece.querySelector("[data-said]").textContent = message;
@@ -148,16 +179,16 @@ function begin(message) {
   const turn = piece.querySelector(".turn");
   question.append(turn);
   chat().append(piece.querySelector(".spread"));
-  room.scrollTop = Math.max(0, turn.offsetTop - room.offsetTop - 24);
-  return [...chat().querySelectorAll(".spread .text")].map((page) => page.appendChild(document.createTextNode("")));
+  look();
+  return [...chat().querySelectorAll(".spread .text")].map((place) => new Page(place));
 }
 
 /** Writes what comes; true once the server has stored the turn. */
 async function hear(answer, places) {
   for await (const { name, data } of events(answer.body)) {
-    if (name === "text") places[data.side].data += data.text;
+    if (name === "text") places[data.side].write(data.text);
     else if (name === "again") {
-      for (const place of places) place.data = "";
+      for (const place of places) place.clear();
       announce.textContent = data.message;
       showState("saving", "writing again");
     } else if (name === "refused") {
@@ -244,12 +275,20 @@ function touched() {
   lastSeenAt = now;
 }
 
+/** What was really written, where it looks different; another module knows how. */
+async function showRaw() {
+  const { toggleRaw } = await import("../text.js").catch(() => ({}));
+  toggleRaw?.();
+}
+
 function act(name) {
   const { comparison, chat: id, undo } = chat().dataset;
   if (name === "stop") writing?.abort();
   else if (name === "skip" && comparison && !writing) decide("skip", { comparison_id: comparison }, "Skipped.");
   else if (name === "undo" && undo && !writing) decide("undo", {}, "Taken back.");
   else if (name === "end" && id && !writing) decide("end", { chat_id: id }, "");
+  else if (name === "raw") showRaw();
+  else if (name === "history") location.assign(`${room.dataset.base}/history`);
   else if (name === "guidelines" || name === "keys") document.getElementById(name).showModal();
 }
 
@@ -293,6 +332,7 @@ document.querySelector(".bar").addEventListener("click", (event) => {
   if (button.name === "verdict") choose(button.value, button.dataset.strength);
   else act(button.dataset.act);
 });
+bar.addEventListener("pointermove", () => bar.classList.remove("still"));
 field.addEventListener("input", keepDraft);
 for (const kind of ["pointermove", "wheel", "scroll"]) addEventListener(kind, touched, { passive: true, capture: true });
 
@@ -302,4 +342,4 @@ try {
   // No storage in this browser.
 }
 settle();
-room.scrollTop = room.scrollHeight;
+look();

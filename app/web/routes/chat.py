@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
@@ -82,20 +83,17 @@ def begin(visit: Visit, message: str) -> Plan:
 async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
     """The two answers as they are drawn, by the side on which they stand, and at last the stored turn."""
     try:
-        said = ""
-        for tries in range(TRIES):
-            requests = [
-                CompletionRequest(model, plan.messages, plan.sampling, secrets.randbelow(2**31))
-                for model in plan.models
-            ]
+        for tries_left in reversed(range(TRIES)):
+            requests = asked_of(plan)
             whole: dict[int, CompletionResult] = {}
-            async for heard in watched(sampler(reader).stream_together(requests), reader.check):
-                if heard is None:
-                    yield STILL_THERE
-                elif isinstance(heard[1], CompletionResult):
-                    whole[heard[0]] = heard[1]
-                else:
-                    yield event("text", side=plan.order.index(heard[0]), text=heard[1])
+            async with aclosing(watched(sampler(reader).stream_together(requests), reader.check)) as events:
+                async for heard in events:
+                    if heard is None:
+                        yield STILL_THERE
+                    elif isinstance(heard[1], CompletionResult):
+                        whole[heard[0]] = heard[1]
+                    else:
+                        yield event("text", side=plan.order.index(heard[0]), text=heard[1])
             results = [whole[place] for place in sorted(whole)]
             cause = why_not([result.text for result in results])
             if cause is None:
@@ -103,11 +101,10 @@ async def answers(reader: Standby, plan: Plan) -> AsyncGenerator[str]:
                 yield event("done", html=html)
                 return
             await reader.within(partial(dropped, plan=plan, cause=cause))
-            said = ALIKE[cause]
-            if tries + 1 < TRIES:
-                yield event("again", message=f"{said}, so the policy tries once more.")
-        mend = "Your message is back in the field: put it differently, or ask something else."
-        raise Unavailable(f"{said} twice, so there is nothing to choose from.", mend)
+            if not tries_left:
+                mend = "Your message is back in the field: put it differently, or ask something else."
+                raise Unavailable(f"{ALIKE[cause]} twice, so there is nothing to choose from.", mend)
+            yield event("again", message=f"{ALIKE[cause]}, so the policy tries once more.")
     except PairwrightError as error:
         yield event("refused", html=render("_notice.html", {"message": error.message, "mend": error.mend}))
     except (DBAPIError, PoolTimeout):
