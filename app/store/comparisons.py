@@ -24,6 +24,8 @@ from app.store.models import (
     new_id,
 )
 
+MOST_VOTES = 100
+HIGHEST_PRIORITY = 1000
 _QUIET = {"synchronize_session": False}
 
 
@@ -55,7 +57,8 @@ def add_sampled_pair(
 ) -> Comparison:
     """Store two or more answers to one prompt as a comparison with the project's wanted votes as free slots.
 
-    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt. NotFound for a foreign prompt, Invalid for one answer.
+    Of higher `priority` are handed out first; `probability` is that of the draw that chose this prompt. NotFound for a
+    foreign prompt, Invalid for one answer.
     """
     if len(completions) < 2:
         raise Invalid("A comparison needs at least two answers.")
@@ -184,10 +187,6 @@ def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int
         execution_options=_QUIET,
     )
     return count
-
-
-MOST_VOTES = 100
-HIGHEST_PRIORITY = 1000
 
 
 def prioritise(s: Session, project_id: uuid.UUID, which: ColumnElement[bool], priority: int) -> int:

@@ -12,6 +12,7 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.core.pairing import side_order
 from app.core.vocabulary import AssignmentState, Verdict
 from app.store.claims import Task, lock_member, release_slots, tasks
+from app.store.db import quickly
 from app.store.models import Assignment, new_id
 
 UNDO_DEPTH = 10
@@ -138,18 +139,19 @@ def submit(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, submission:
     handed to this person, Conflict for a skipped one, Invalid for a verdict that the project does not offer.
     """
     who = {"project": project_id, "account": account_id, "comparison": submission.comparison_id}
-    meeting = s.execute(_LOCK, who).one_or_none()
+    meeting = quickly(s, _LOCK, who).one_or_none()
     if meeting is None:
         raise NotFound("This comparison was not handed to you.", "Reload the page for the next one.")
-    seen = s.execute(_SEE, who | {"key": submission.key}).one()
+    seen = quickly(s, _SEE, who | {"key": submission.key}).one()
     if seen.judgment_id is not None:
         return _replay(submission, seen)
     if meeting.state == AssignmentState.SKIPPED:
         raise Conflict("You skipped this comparison.", "Nothing was stored; go on with the next one.")
     _check(submission, account_id, seen)
-    counted = seen.has_slot or s.execute(_TAKE_FREE_SLOT, who).one_or_none() is not None
+    counted = seen.has_slot or quickly(s, _TAKE_FREE_SLOT, who).one_or_none() is not None
     tiers, both_bad = _tiers(submission)
-    stored = s.execute(
+    stored = quickly(
+        s,
         _STORE,
         who
         | {
@@ -229,7 +231,7 @@ def skip(
     if reason is not None and len(reason) > LONGEST_REASON:
         raise Invalid(f"A reason has at most {LONGEST_REASON} characters.")
     who = {"project": project_id, "account": account_id, "comparison": comparison_id}
-    meeting = s.execute(_LOCK, who).one_or_none()
+    meeting = quickly(s, _LOCK, who).one_or_none()
     if meeting is None:
         raise NotFound("This comparison was not handed to you.", "Reload the page for the next one.")
     if meeting.state == AssignmentState.JUDGED:
@@ -286,13 +288,13 @@ def undo(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Task:
     Conflict when there is nothing (more) to take back.
     """
     who = {"project": project_id, "account": account_id, "lease": lock_member(s, project_id, account_id)}
-    if s.execute(_OPENED, who).scalar_one() >= UNDO_DEPTH:
+    if quickly(s, _OPENED, who).scalar_one() >= UNDO_DEPTH:
         raise Conflict(f"The last {UNDO_DEPTH} judgments are open again.", "Answer them first.")
-    newest = s.execute(_NEWEST, who).one_or_none()
+    newest = quickly(s, _NEWEST, who).one_or_none()
     if newest is None:
         raise Conflict("There is nothing to undo.")
-    s.execute(_LOCK, who | {"comparison": newest.comparison_id})
-    s.execute(_WITHDRAW, who | {"comparison": newest.comparison_id, "judgment": newest.id, "key": new_id()})
+    quickly(s, _LOCK, who | {"comparison": newest.comparison_id})
+    quickly(s, _WITHDRAW, who | {"comparison": newest.comparison_id, "judgment": newest.id, "key": new_id()})
     return tasks(s, project_id, account_id, [newest.comparison_id])[0]
 
 
@@ -316,7 +318,7 @@ _TALLY = text(
 
 def tally(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Tally:
     """How much this person has judged; `today` is the database's day in UTC."""
-    row = s.execute(_TALLY, {"project": project_id, "account": account_id}).one()
+    row = quickly(s, _TALLY, {"project": project_id, "account": account_id}).one()
     return Tally(row.total, row.today, row.median)
 
 
