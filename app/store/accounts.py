@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import token_hex
 
-from sqlalchemy import DateTime, case, delete, func, select, update
+from sqlalchemy import DateTime, and_, bindparam, case, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -210,6 +210,40 @@ def account_of_session(s: Session, token: str) -> Account | None:
             Account.deactivated_at.is_(None),
         )
     ).one_or_none()
+
+
+# Who asks, for what, and as what: one statement, made once.
+_ENTERING = (
+    select(Account, Project, Membership.role)
+    .join(SignIn, SignIn.account_id == Account.id)
+    .outerjoin(Project, Project.slug == bindparam("slug"))
+    .outerjoin(
+        Membership,
+        and_(
+            Membership.project_id == Project.id,
+            Membership.account_id == Account.id,
+            Membership.deactivated_at.is_(None),
+        ),
+    )
+    .where(
+        SignIn.token_hash == bindparam("token_hash"),
+        SignIn.expires_at > func.now(),
+        Account.deactivated_at.is_(None),
+    )
+)
+
+
+def entering(s: Session, token: str, slug: str) -> tuple[Account, Project | None, Role | None] | None:
+    """The active account behind a session token, the project of that name, and the account's role there.
+
+    The project is None where there is none or the account does not belong to it.
+    """
+    values = {"token_hash": credentials.token_hash(token), "slug": slug}
+    row = s.execute(_ENTERING, values, execution_options={"populate_existing": True}).one_or_none()
+    if row is None:
+        return None
+    account, project, role = row
+    return (account, project, role) if role is not None else (account, None, None)
 
 
 def close_session(s: Session, token: str) -> None:

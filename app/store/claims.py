@@ -18,6 +18,7 @@ from app.core.pairing import side_order
 from app.core.records import Message
 from app.core.vocabulary import AssignmentState
 from app.store import checks
+from app.store.db import quickly
 from app.store.models import Assignment
 
 MOST_AT_ONCE = 5000  # leases ended by one call; the next one takes the rest
@@ -180,7 +181,7 @@ _TAKE_AGAIN = text(
 
 _TASKS = text(
     """
-    SELECT a.comparison_id, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body
+    SELECT a.comparison_id, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body AS draft
     FROM assignment a
     JOIN comparison c ON c.id = a.comparison_id
     JOIN prompt p ON p.id = c.prompt_id
@@ -207,10 +208,10 @@ def claim(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, count: int =
     """
     member = _lock(s, project_id, account_id)
     who = {"project": project_id, "account": account_id, "lease": member.lease_seconds}
-    live = s.execute(_LIVE, who | {"count": count, "capped": member.cap is not None}).all()
+    live = quickly(s, _LIVE, who | {"count": count, "capped": member.cap is not None}).all()
     held = [row.comparison_id for row in live if row.comparison_id is not None]
     if any(row.old for row in live):
-        s.execute(_RENEW, who | {"held": held})
+        quickly(s, _RENEW, who | {"held": held})
     wanted = len(held) if member.stopped else count
     if member.cap is not None:
         # Fewer than `count` held means that these are all that this person holds.
@@ -241,13 +242,14 @@ def _take(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int) ->
     if expire_leases(s, who["project"]):
         held = held + _more(s, who, held, count, look)
     if len(held) < count:
-        held = [*held, *s.scalars(_TAKE_AGAIN, who | {"count": count - len(held), "look": look})]
+        held = [*held, *quickly(s, _TAKE_AGAIN, who | {"count": count - len(held), "look": look}).scalars()]
     return held
 
 
 def _more(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int, look: int) -> list[uuid.UUID]:
     start = random.random()  # noqa: S311 - it spreads people, it hides nothing
-    return list(s.scalars(_TAKE, who | {"count": count - len(held), "held": held, "start": start, "look": look}))
+    parameters = who | {"count": count - len(held), "held": held, "start": start, "look": look}
+    return list(quickly(s, _TAKE, parameters).scalars())
 
 
 def lock_member(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> int:
@@ -256,7 +258,7 @@ def lock_member(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> int
 
 
 def _lock(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Row[Any]:
-    member = s.execute(_LOCK_MEMBER, {"project": project_id, "account": account_id}).one_or_none()
+    member = quickly(s, _LOCK_MEMBER, {"project": project_id, "account": account_id}).one_or_none()
     if member is None:
         raise NotFound("You are not a member of this project.")
     return member
@@ -267,17 +269,16 @@ def tasks(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, comparison_i
     if not comparison_ids:
         return []
     found = {}
-    rows = s.execute(_TASKS, {"project": project_id, "account": account_id, "comparisons": comparison_ids})
-    for comparison_id, expires, messages, texts, policies, draft in rows:
-        order = side_order(str(comparison_id), str(account_id), len(texts))
-        found[comparison_id] = Task(
-            comparison_id=comparison_id,
-            prompt=messages,
-            answers=[texts[i] for i in order],
+    for row in quickly(s, _TASKS, {"project": project_id, "account": account_id, "comparisons": comparison_ids}):
+        order = side_order(str(row.comparison_id), str(account_id), len(row.texts))
+        found[row.comparison_id] = Task(
+            comparison_id=row.comparison_id,
+            prompt=row.messages,
+            answers=[row.texts[i] for i in order],
             order=order,
-            lease_expires_at=expires,
-            policies=[policies[i] for i in order],
-            draft=draft,
+            lease_expires_at=row.lease_expires_at,
+            policies=[row.policies[i] for i in order],
+            draft=row.draft,
         )
     return [found[one] for one in comparison_ids if one in found]
 
@@ -306,7 +307,7 @@ def reopen_leases(s: Session, *which: ColumnElement[bool]) -> int:
         .returning(Assignment.comparison_id, Assignment.account_id),
         execution_options={"synchronize_session": False},
     ).all()
-    release_slots(s, list(ended))
+    release_slots(s, [(row.comparison_id, row.account_id) for row in ended])
     return len(ended)
 
 
@@ -334,9 +335,7 @@ _RELEASE = text(
 )
 
 
-def release_slots(
-    s: Session, holders: Sequence[Row[tuple[uuid.UUID, uuid.UUID]] | tuple[uuid.UUID, uuid.UUID]]
-) -> None:
+def release_slots(s: Session, holders: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> None:
     """Give up the slots of these (comparison, account) pairs.
 
     Those of retired comparisons retire, and those of comparisons that have more than the project wants by now.
@@ -345,5 +344,5 @@ def release_slots(
         return
     both = [tuple(pair) for pair in holders]
     pairs = {"comparisons": [one for one, _ in both], "holders": [holder for _, holder in both]}
-    s.execute(_HOLD, {"comparisons": pairs["comparisons"]})
-    s.execute(_RELEASE, pairs)
+    quickly(s, _HOLD, {"comparisons": pairs["comparisons"]})
+    quickly(s, _RELEASE, pairs)

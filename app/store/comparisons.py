@@ -24,6 +24,8 @@ from app.store.models import (
     new_id,
 )
 
+MOST_VOTES = 100
+HIGHEST_PRIORITY = 1000
 _QUIET = {"synchronize_session": False}
 
 
@@ -214,10 +216,6 @@ def retire_others(s: Session, project_id: uuid.UUID, answers: int) -> int:
         execution_options=_QUIET,
     )
     return len(gone)
-
-
-MOST_VOTES = 100
-HIGHEST_PRIORITY = 1000
 
 
 def prioritise(s: Session, project_id: uuid.UUID, which: ColumnElement[bool], priority: int) -> int:

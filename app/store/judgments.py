@@ -13,6 +13,7 @@ from app.core.vocabulary import AssignmentState, Origin
 from app.store.answers import Said, check, said
 from app.store.answers import Submission as Submission
 from app.store.claims import Task, lock_member, release_slots, tasks
+from app.store.db import quickly
 from app.store.models import Assignment, new_id
 from app.store.revising import EXTRAS, look_again
 
@@ -167,20 +168,21 @@ def submit(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, submission:
     handed to this person, Conflict for a skipped one, Invalid for a verdict that the project does not offer.
     """
     who = {"project": project_id, "account": account_id, "comparison": submission.comparison_id}
-    meeting = s.execute(_LOCK, who).one_or_none()
+    meeting = quickly(s, _LOCK, who).one_or_none()
     if meeting is None:
         raise NotFound("This comparison was not handed to you.", "Reload the page for the next one.")
-    seen = s.execute(_SEE, who | {"key": submission.key}).one()
+    seen = quickly(s, _SEE, who | {"key": submission.key}).one()
     if seen.judgment_id is not None:
         return _replay(submission, seen)
     if meeting.state == AssignmentState.SKIPPED:
         raise Conflict("You skipped this comparison.", "Nothing was stored; go on with the next one.")
     check(submission, account_id, seen)
     answer = said(submission)
-    counted = seen.has_slot or s.execute(_TAKE_FREE_SLOT, who).one_or_none() is not None
+    counted = seen.has_slot or quickly(s, _TAKE_FREE_SLOT, who).one_or_none() is not None
     guideline_version = submission.guideline_version or seen.guideline_version
     ideal_id = None if answer.ideal is None else _store_ideal(s, who, answer, guideline_version)
-    stored = s.execute(
+    stored = quickly(
+        s,
         _STORE,
         who
         | {
@@ -256,7 +258,7 @@ def skip(
     if reason is not None and len(reason) > LONGEST_REASON:
         raise Invalid(f"A reason has at most {LONGEST_REASON} characters.")
     who = {"project": project_id, "account": account_id, "comparison": comparison_id}
-    meeting = s.execute(_LOCK, who).one_or_none()
+    meeting = quickly(s, _LOCK, who).one_or_none()
     if meeting is None:
         raise NotFound("This comparison was not handed to you.", "Reload the page for the next one.")
     if meeting.state == AssignmentState.JUDGED:
@@ -314,14 +316,14 @@ def undo(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Task:
     What was said beside the verdict comes with it as a draft. Conflict when there is nothing (more) to take back.
     """
     who = {"project": project_id, "account": account_id, "lease": lock_member(s, project_id, account_id)}
-    if s.execute(_OPENED, who).scalar_one() >= UNDO_DEPTH:
+    if quickly(s, _OPENED, who).scalar_one() >= UNDO_DEPTH:
         raise Conflict(f"The last {UNDO_DEPTH} judgments are open again.", "Answer them first.")
-    newest = s.execute(_NEWEST, who).one_or_none()
+    newest = quickly(s, _NEWEST, who).one_or_none()
     if newest is None:
         raise Conflict("There is nothing to undo.")
-    s.execute(_LOCK, who | {"comparison": newest.comparison_id})
+    quickly(s, _LOCK, who | {"comparison": newest.comparison_id})
     said_before = look_again(s, project_id, account_id, newest.comparison_id).said
-    s.execute(_WITHDRAW, who | {"comparison": newest.comparison_id, "judgment": newest.id, "key": new_id()})
+    quickly(s, _WITHDRAW, who | {"comparison": newest.comparison_id, "judgment": newest.id, "key": new_id()})
     [task] = tasks(s, project_id, account_id, [newest.comparison_id])
     return replace(task, draft={name: said_before[name] for name in EXTRAS if said_before[name] is not None} or None)
 
@@ -346,7 +348,7 @@ _TALLY = text(
 
 def tally(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Tally:
     """How much this person has judged; `today` is the database's day in UTC."""
-    row = s.execute(_TALLY, {"project": project_id, "account": account_id}).one()
+    row = quickly(s, _TALLY, {"project": project_id, "account": account_id}).one()
     return Tally(row.total, row.today, row.median)
 
 

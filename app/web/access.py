@@ -6,7 +6,6 @@ route has returned and before the answer is sent, so an answer of 200 means that
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from starlette.requests import Request
 from app.core.errors import Forbidden, NotFound, PairwrightError
 from app.core.vocabulary import Role
 from app.settings import Settings
-from app.store import accounts, projects
+from app.store import accounts
 from app.store.models import Account, Project
 from app.web.security import session_token
 
@@ -139,25 +138,24 @@ def visit(request: Request, s: Session, policy: Policy) -> Visit:
     settings: Settings = request.app.state.settings
     if policy is Policy.PUBLIC:
         return Visit(request, s, settings, None, None, None)
-    account = signed_in(request, s)
-    if account is None:
+    token = session_token(request)
+    # No project has an empty name.
+    entered = accounts.entering(s, token, request.path_params.get("slug", "")) if token else None
+    if entered is None:
         raise SignInNeeded("You are not signed in.", "Sign in, then try again.")
+    account, project, role = entered
     # Plain copies, for an error page that is rendered when the session is gone.
     request.state.account = SimpleNamespace(username=account.username)
     if policy is Policy.SIGNED_IN:
         return Visit(request, s, settings, account, None, None)
-    project, membership = None, None
-    with suppress(NotFound):
-        project = projects.project_by_slug(s, request.path_params["slug"])
-        membership = accounts.membership(s, project.id, account.id)
     # One answer for what is not there and for what is not theirs.
-    if project is None or membership is None:
+    if project is None or role is None:
         raise NotFound("There is no such page.", "The address may be mistyped, or the thing gone.")
     request.state.project = SimpleNamespace(slug=project.slug, name=project.name)
-    request.state.role = membership.role
-    if membership.role not in ROLES[policy]:
-        raise Forbidden(f"This page is not for {membership.role.value}s.", MENDS.get(policy, ""))
-    return Visit(request, s, settings, account, project, membership.role)
+    request.state.role = role
+    if role not in ROLES[policy]:
+        raise Forbidden(f"This page is not for {role.value}s.", MENDS.get(policy, ""))
+    return Visit(request, s, settings, account, project, role)
 
 
 def signed_in(request: Request, s: Session) -> Account | None:

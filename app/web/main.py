@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Pairwright", openapi_url=None, docs_url=None, redoc_url=None, max_body_size=LARGEST_FORM)
     app.state.settings = settings
     app.state.key = settings.signing_key()
-    app.state.engine = db.make_engine(url)
+    app.state.engine = db.make_engine(url, busy=True)
     app.state.sessions = db.session_factory(app.state.engine)
     app.state.sampler = SamplerClient(settings.sampler_address)
     app.state.lanes = Lanes()
