@@ -121,6 +121,11 @@ def local(target: str | None) -> str:
     return "/"
 
 
+def base_address(visit: Visit) -> str:
+    """Where people reach this installation, without a closing slash, for links that are passed on."""
+    return visit.settings.public_url or str(visit.request.base_url).rstrip("/")
+
+
 def refusal(request: Request, error: PairwrightError) -> Response:
     """An error where the person is looking: a notice for a script's request, a page for a person's."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)

@@ -82,6 +82,11 @@ def ago(moment: datetime | None) -> str:
     return "just now" if (datetime.now(UTC) - moment).total_seconds() < 20 else f"{age(moment)} ago"
 
 
+def left(moment: datetime) -> str:
+    """How long something still lasts. For the eye only: nothing is decided by it."""
+    return duration(max(0.0, (moment - datetime.now(UTC)).total_seconds()))
+
+
 def speaker(role: str, turns: int) -> str:
     """The name over a turn of a conversation."""
     if role == "user":
@@ -125,6 +130,7 @@ FILTERS = {
     "duration": duration,
     "age": age,
     "ago": ago,
+    "left": left,
     "speaker": speaker,
     "whose": whose,
     "kind": kind,
