@@ -8,8 +8,10 @@ import base64
 import hmac
 import logging
 import secrets
+import ssl
 import threading
 import time
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -104,6 +106,12 @@ def end_trip(response: Response, settings: Settings) -> None:
 def _mac(request: Request, body: str) -> str:
     # The prefix keeps this signature apart from the session cookie's.
     return hmac.digest(request.app.state.key.encode(), b"oidc trip\0" + body.encode(), "sha256").hex()
+
+
+@cache
+def trusted() -> ssl.SSLContext:
+    """The certificates that are trusted; reading them takes longer than a sign-in should."""
+    return httpx2.create_ssl_context()
 
 
 class Provider:
@@ -218,7 +226,9 @@ class Provider:
 
     def _fetch(self, url: str) -> dict[str, Any]:
         try:
-            with httpx2.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=not self.here) as client:
+            with httpx2.Client(
+                timeout=TIMEOUT_S, verify=trusted(), follow_redirects=False, trust_env=not self.here
+            ) as client:
                 response = client.get(url)
             found = response.json() if response.status_code == 200 else None
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
@@ -242,10 +252,13 @@ class Provider:
             scope=self.scopes,
             redirect_uri=redirect_uri,
             code_challenge_method="S256",
-            timeout=TIMEOUT_S,
-            follow_redirects=False,
-            trust_env=not self.here,
+            **self._asks(),
         )
+
+    def _asks(self) -> dict[str, Any]:
+        """How the provider is asked: not for long, and wherever it would redirect to, nobody follows."""
+        proxies = not self.here
+        return {"timeout": TIMEOUT_S, "follow_redirects": False, "verify": trusted(), "trust_env": proxies}
 
     def _auth_method(self) -> str:
         if self.secret is None:

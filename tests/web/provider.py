@@ -1,12 +1,13 @@
 """A small complete OpenID Connect provider, a process of its own, for tests: `python -m tests.web.provider PORT_FD`.
 
-Discovery, an authorization endpoint with a sign-in form, a token endpoint that checks client, redirect address, PKCE and
-that a code is used once, RS256 keys that rotate, userinfo. PUT /twist with JSON makes it lie in one way at a time, as an
-attacker who sits there would.
+Discovery, an authorization endpoint with a sign-in form, a token endpoint that checks client, redirect address, PKCE
+and that a code is used once, RS256 keys that rotate, userinfo. PUT /twist with JSON makes it lie in one way at a time,
+as an attacker who sits there would.
 """
 
 import base64
 import hashlib
+import hmac
 import html
 import json
 import secrets
@@ -23,7 +24,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
 from joserfc import jwt
-from joserfc.jwk import OctKey, RSAKey
+from joserfc.jwk import RSAKey
 from joserfc.jws import JWSRegistry
 
 CLIENT, SECRET = "pairwright", "a-secret-of-the-client"
@@ -71,21 +72,25 @@ class Provider:
         claims: dict[str, Any] = {"iss": self.issuer, "aud": CLIENT, "iat": now, "exp": now + 300}
         claims |= {"nonce": given["nonce"], "sub": PEOPLE[given["login"]]["sub"]}
         if given["login"] != "bare":
-            claims |= {name: value for name, value in PEOPLE[given["login"]].items()}
+            claims |= PEOPLE[given["login"]]
         claims |= self.twist.get("claims", {})
         claims = {name: value for name, value in claims.items() if value is not None}
         how = self.twist.get("sign", "RS256")
-        if how == "none":
-            head, body = ({"alg": "none"}, claims)
-            parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in (head, body)]
-            return ".".join([*parts, ""])
-        if how == "HS256":  # the public key, taken for a shared secret
-            return jwt.encode(
-                {"alg": "HS256", "kid": self.key.kid}, claims, OctKey.import_key(self.key.as_pem(private=False))
-            )
+        if how in ("none", "HS256"):
+            head = {"alg": how, "kid": self.key.kid}
+            signed = ".".join(plain(json.dumps(part).encode()) for part in (head, claims))
+            if how == "none":
+                return f"{signed}."
+            # The public key, taken for a shared secret.
+            return f"{signed}.{plain(hmac.digest(self.key.as_pem(private=False), signed.encode(), 'sha256'))}"
         key = RSAKey.generate_key(2048, {"kid": self.key.kid}) if how == "stranger" else self.key
         registry = JWSRegistry(algorithms=["RS256"])
         return jwt.encode({"alg": "RS256", "kid": self.key.kid}, claims, key, registry=registry)
+
+
+def plain(raw: bytes) -> str:
+    """base64url without padding."""
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -130,7 +135,8 @@ class Handler(BaseHTTPRequestHandler):
                 for name, value in asked.items()
             )
             page = (
-                f'<!doctype html><html lang="en"><title>Provider</title><form method="post" action="/authorize">{fields}'
+                '<!doctype html><html lang="en"><title>Provider</title><form method="post" action="/authorize">'
+                f"{fields}"
                 '<label>Login <input name="login"></label><button>Allow</button>'
                 '<button name="deny" value="1">Deny</button></form></html>'
             )
@@ -162,12 +168,12 @@ class Handler(BaseHTTPRequestHandler):
             self.say(401, {"error": "invalid_client"})
             return
         given = p.codes.pop(form.get("code", ""), None)
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(form.get("code_verifier", "").encode()).digest())
+        challenge = plain(hashlib.sha256(form.get("code_verifier", "").encode()).digest())
         if (
             given is None
             or given["redirect_uri"] != form.get("redirect_uri")
             or given.get("code_challenge_method") != "S256"
-            or given.get("code_challenge") != challenge.decode().rstrip("=")
+            or given.get("code_challenge") != challenge
         ):
             self.say(400, {"error": "invalid_grant"})
             return

@@ -86,7 +86,7 @@ def test_an_invitation_and_the_provider_make_an_account_that_signs_in_again(hous
     assert signed_in_as(again) == signed_in_as(browser) == "grace"
     assert house.browser().get(f"/join/{invitation}").status_code == 409
     # Nobody signs in as them by a password, for they have none.
-    assert house.browser().post("/sign-in", data={"username": "grace", "password": ""}).status_code == 401
+    assert house.browser().post("/sign-in", data={"username": "grace", "password": "none"}).status_code == 401
 
 
 def test_who_was_not_invited_is_refused_kindly_and_no_account_is_made(house: House, cast, provider):
@@ -229,17 +229,22 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_an_answer_that_lies_signs_nobody_in(house: House, cast, provider, name, caplog):
+def test_an_answer_that_lies_signs_nobody_in(house: House, cast, provider, caplog):
     with house.store() as s:
         identities.link(s, cast.people["admin"].id, Known(provider.address, "sub-grace"))
-    provider.lie(**LIES[name])
-    browser = house.browser()
-    refused = browser.get(away(browser, provider))
-    assert refused.status_code == 403, refused.text
-    assert "could not be verified" in refused.text
-    assert signed_in_as(browser) is None
+    for name, lie in LIES.items():
+        provider.lie(**lie)
+        # What the provider says of itself is read anew.
+        house.app.state.provider = oidc.Provider(house.settings)
+        browser = house.browser()
+        refused = browser.get(away(browser, provider))
+        assert refused.status_code == 403, name
+        assert "could not be verified" in refused.text, name
+        assert signed_in_as(browser) is None, name
     assert "sub-grace" not in caplog.text
+    provider.lie()
+    browser = house.browser()
+    assert browser.get(away(browser, provider)).status_code == 303
 
 
 def test_the_answer_must_come_to_the_browser_that_asked_once_and_with_its_state(house: House, cast, provider):
@@ -247,7 +252,9 @@ def test_the_answer_must_come_to_the_browser_that_asked_once_and_with_its_state(
         identities.link(s, cast.people["admin"].id, Known(provider.address, "sub-grace"))
     browser = house.browser()
     back = away(browser, provider)
-    assert house.browser().get(back).status_code == 422  # a link that an attacker passes on: their sign-in, your browser
+    assert (
+        house.browser().get(back).status_code == 422
+    )  # a link that an attacker passes on: their sign-in, your browser
     state = parse_qs(urlsplit(back).query)["state"][0]
     kept = browser.cookies["pairwright-oidc"]
     assert browser.get(back.replace(state, "x" + state[1:])).status_code == 422
@@ -297,16 +304,16 @@ def test_new_keys_are_fetched_when_the_old_ones_do_not_fit(house: House, cast, p
         assert browser.get(away(browser, provider)).status_code == 303
 
 
-@pytest.mark.parametrize("evil", ["https://evil.example", "//evil.example", "/\\evil.example", "/\t/evil.example"])
-def test_next_leads_nowhere_else(house: House, cast, provider, evil):
+def test_next_leads_nowhere_else(house: House, cast, provider):
     with house.store() as s:
         identities.link(s, cast.people["admin"].id, Known(provider.address, "sub-grace"))
-    browser = house.browser()
-    there = browser.get("/oidc/start", params={"next": evil}).headers["location"]
-    back = urlsplit(provider.sign_in(there, "grace"))
-    led = browser.get(f"{back.path}?{back.query}").headers["location"]
-    assert led.startswith("/")
-    assert not led.startswith(("//", "/\\", "/\t"))
+    for evil in ("https://evil.example", "//evil.example", "/\\evil.example", "/\t/evil.example"):
+        browser = house.browser()
+        there = browser.get("/oidc/start", params={"next": evil}).headers["location"]
+        back = urlsplit(provider.sign_in(there, "grace"))
+        led = browser.get(f"{back.path}?{back.query}").headers["location"]
+        assert led.startswith("/"), evil
+        assert not led.startswith(("//", "/\\", "/\t")), evil
 
 
 def test_a_cookie_that_was_tampered_with_or_is_too_old_is_none(house: House, cast, provider, monkeypatch):
@@ -314,9 +321,9 @@ def test_a_cookie_that_was_tampered_with_or_is_too_old_is_none(house: House, cas
     back = away(browser, provider)
     good = browser.cookies["pairwright-oidc"]
     for forged in (good[:-1] + ("0" if good[-1] != "0" else "1"), "a" + good, good.partition(".")[0], "."):
-        browser.cookies.set("pairwright-oidc", forged)
-        assert browser.get(back).status_code == 422
-    browser.cookies.set("pairwright-oidc", good)
+        other = house.browser()
+        other.cookies.set("pairwright-oidc", forged)
+        assert other.get(back).status_code == 422
     real = oidc.time.time
     monkeypatch.setattr(oidc.time, "time", lambda: real() + oidc.TRIP_LASTS_S + 1)
     assert browser.get(back).status_code == 422
@@ -325,7 +332,8 @@ def test_a_cookie_that_was_tampered_with_or_is_too_old_is_none(house: House, cas
 def test_each_sign_in_is_a_fresh_session(house: House, cast, provider):
     with house.store() as s:
         identities.link(s, cast.people["admin"].id, Known(provider.address, "sub-grace"))
-    browser = house.browser(cast.people["admin"])
+    browser = house.browser()
+    browser.get(away(browser, provider))
     planted = browser.cookies["pairwright"]
     browser.get(away(browser, provider))
     assert browser.cookies["pairwright"] != planted
@@ -358,19 +366,16 @@ def test_a_provider_that_is_down_says_so_and_passwords_go_on(open_house, setting
     assert browser.post("/sign-in", data={"username": "ada", "password": PASSWORD}).status_code == 303
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
+def test_a_provider_that_points_elsewhere_is_not_followed(house: House, provider):
+    for lie in (
         {"moved": "http://127.0.0.1:9/elsewhere"},
         {"metadata": {"issuer": "https://evil.example"}},
         {"metadata": {"token_endpoint": "http://evil.example/token"}},
         {"metadata": {"jwks_uri": "file:///etc/passwd"}},
         {"metadata": {"authorization_endpoint": None}},
-    ],
-)
-def test_a_provider_that_points_elsewhere_is_not_followed(house: House, provider, lie):
-    provider.lie(**lie)
-    assert house.browser().get("/oidc/start").status_code == 503
+    ):
+        provider.lie(**lie)
+        assert house.browser().get("/oidc/start").status_code == 503, lie
 
 
 def test_with_passwords_off_only_the_owner_has_one(open_house, settings, cast, make_with, provider):
