@@ -119,7 +119,7 @@ def account_named(s: Session, username: str) -> Account:
     key = credentials.username_key(username)
     account = s.scalars(select(Account).where(Account.username_key == key)).one_or_none()
     if account is None:
-        raise NotFound(f"There is nobody called {username}.", "The People page lists everybody by name.")
+        raise NotFound("There is nobody called %(name)s.", "The People page lists everybody by name.", name=username)
     return account
 
 

@@ -161,7 +161,9 @@ class Provider:
             except (AuthlibBaseError, JoseError, Forbidden, KeyError, TypeError, ValueError) as error:
                 # The kind of failure only: tokens and names stay out of the log.
                 log.warning({"oidc": "refused", "error": type(error).__name__})
-                raise Forbidden(f"The answer of {self.name} could not be verified.", "Begin again.") from None
+                raise Forbidden(
+                    "The answer of %(name)s could not be verified.", "Begin again.", name=self.name
+                ) from None
         names = [claims[name] for name in NAMES if isinstance(claims.get(name), str)]
         return Known(self.issuer, subject, names)
 
@@ -269,6 +271,7 @@ class Provider:
     def _away(self, error: Exception) -> Unavailable:
         log.warning({"oidc": "no answer", "error": type(error).__name__})
         return Unavailable(
-            f"{self.name[:1].upper()}{self.name[1:]} does not answer as it should right now.",
+            "%(name)s does not answer as it should right now.",
             "Try again in a minute. Passwords go on working.",
+            name=self.name[:1].upper() + self.name[1:],
         )

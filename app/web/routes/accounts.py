@@ -7,18 +7,20 @@ from fastapi import APIRouter, Form
 from starlette.responses import Response
 
 from app.core.errors import Conflict, Invalid
+from app.core.messages import mark as _
 from app.store import accounts
 from app.store.models import Account
 from app.web.access import Policy, Visit, may, signed_in
 from app.web.forms import AccountForm, FormModel, SignInForm
+from app.web.language import gettext
 from app.web.oidc import Provider
 from app.web.pages import go, local, page, render, wants_page
 from app.web.security import client_of, drop_cookie, session_token, set_cookie, why_no_cookie
 
 router = APIRouter()
 Public = Annotated[Visit, may(Policy.PUBLIC)]
-WRONG = "This name and password do not belong together."
-WRONG_MEND = "Check both and try again. If the password is lost, an admin can make a link that sets a new one."
+WRONG = _("This name and password do not belong together.")
+WRONG_MEND = _("Check both and try again. If the password is lost, an admin can make a link that sets a new one.")
 
 
 @router.get("/setup/{token}")
@@ -41,7 +43,7 @@ def set_up(visit: Public, token: str, form: Annotated[AccountForm, Form()]) -> R
 def sign_in_page(visit: Public, next: str = "/", said: Literal["", "password"] = "") -> Response:
     """The form to sign in; `said` names what was done on the way here."""
     trouble = why_no_cookie(visit.request, visit.settings)
-    return sign_in_form(visit, next, said=said, message=trouble and " ".join(trouble), mend="")
+    return sign_in_form(visit, next, said=said, message=trouble and " ".join(map(gettext, trouble)), mend="")
 
 
 @router.post("/sign-in")
@@ -53,8 +55,10 @@ def sign_in(visit: Public, form: Annotated[SignInForm, Form()]) -> Response:
         return welcome(visit, account, local(form.next))
     # Returned, not raised: the transaction must commit, for it counts the attempt.
     if wants_page(visit.request):
-        return sign_in_form(visit, form.next, status=401, message=WRONG, mend=WRONG_MEND)
-    return Response(render("_notice.html", {"message": WRONG, "mend": WRONG_MEND}), 401, media_type="text/html")
+        return sign_in_form(visit, form.next, status=401, message=gettext(WRONG), mend=gettext(WRONG_MEND))
+    return Response(
+        render("_notice.html", {"message": gettext(WRONG), "mend": gettext(WRONG_MEND)}), 401, media_type="text/html"
+    )
 
 
 @router.post("/sign-out")

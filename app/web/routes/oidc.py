@@ -75,7 +75,9 @@ def arrive(visit: Visit, state: str, code: str, error: str, iss: str) -> Respons
     if (iss or provider.checks_sender()) and iss.rstrip("/") != provider.issuer.rstrip("/"):
         raise Forbidden("This answer came from another provider.", "Begin again at the sign-in page.")
     if error or not code:
-        raise Forbidden(f"You were not signed in by {provider.name}.", "Nothing was changed. Begin again, or go back.")
+        raise Forbidden(
+            "You were not signed in by %(name)s.", "Nothing was changed. Begin again, or go back.", name=provider.name
+        )
     return take(visit, trip, provider.who(trip, code, redirect_uri(visit)), provider)
 
 
@@ -96,9 +98,10 @@ def take(visit: Visit, trip: Trip, known: Known, provider: Provider) -> Response
     if trip.join:
         return welcome(visit, identities.join(s, trip.join, known), "/")
     raise Forbidden(
-        f"Nobody here is known by this account of {provider.name}.",
+        "Nobody here is known by this account of %(name)s.",
         "Ask an admin for an invitation, open its link, and continue from there. If you have a password here, sign in "
         "with it and link the two on your account page.",
+        name=provider.name,
     )
 
 
