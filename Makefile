@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 30000
 
-.PHONY: help run test test-slow lint suites bench screenshots lock settings clean
+.PHONY: help run test test-slow lint suites bench screenshots lock messages settings clean
 
 help: ## list the targets
 	@grep -hE '^[a-z%.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -103,6 +103,9 @@ screenshots: .venv/test.stamp ## take the screenshots of the README anew
 lock: .venv/test.stamp ## write .ci/locks anew from pyproject.toml (needs uv)
 	@command -v uv > /dev/null || $(PIP) uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/locks/compile
+
+messages: .venv/test.stamp ## write build/messages.pot, what translators need
+	$(BIN)/python .ci/messages build/messages.pot
 
 settings: .venv/run.stamp ## write docs/settings.md anew from app/settings.py
 	$(BIN)/python -m app settings > docs/settings.md

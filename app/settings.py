@@ -8,8 +8,10 @@ import secrets
 import stat
 import tempfile
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -53,6 +55,26 @@ class Settings(BaseSettings):
         None,
         description="Keys what the product signs: 32 characters or more, not a few repeated ones. "
         "Unset: generated into the data folder, mode 0600.",
+    )
+    oidc_issuer: str | None = Field(
+        None,
+        description="Single sign-on by OpenID Connect beside passwords: the provider's issuer address, https. "
+        "Register PUBLIC_URL/oidc/callback there as the redirect address.",
+    )
+    oidc_client_id: str | None = Field(None, description="The client that the provider knows this installation by.")
+    oidc_client_secret: SecretStr | None = Field(
+        None, description="The client's secret. Unset: a public client, by PKCE alone."
+    )
+    oidc_name: str = Field(
+        "single sign-on",
+        description="What people call the provider: the button reads Continue with NAME.",
+        max_length=40,
+    )
+    oidc_scopes: str = Field(
+        "openid profile email", description="What the provider is asked for; openid must be there."
+    )
+    oidc_passwords: bool = Field(
+        True, description="off: with single sign-on set, only the owner may still sign in by a password."
     )
     allow_plain_http: bool = Field(
         False, description="Keep people signed in over plain http beyond this machine. Only for a network you trust."
@@ -110,6 +132,37 @@ class Settings(BaseSettings):
         if key is not None and not strong(key.get_secret_value()):
             raise ValueError("is weak: give 32 characters or more, at least 10 of them different, or leave it unset")
         return key
+
+    @field_validator("oidc_issuer", mode="after")
+    @classmethod
+    def _is_issuer(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if url is not None and not parts.hostname:
+            raise ValueError("must be the provider's address, as https://login.example.org/realm")
+        if (
+            url is not None
+            and parts.scheme != "https"
+            and not (parts.scheme == "http" and loopback(parts.hostname or ""))
+        ):
+            raise ValueError("must start with https://, for who answers there decides who signs in here")
+        return url
+
+    @field_validator("oidc_scopes", mode="after")
+    @classmethod
+    def _asks_who(cls, scopes: str) -> str:
+        if "openid" not in scopes.split():
+            raise ValueError("must name openid")
+        return scopes
+
+    @model_validator(mode="after")
+    def _single_sign_on_is_whole(self) -> Self:
+        if self.oidc_issuer is not None and self.oidc_client_id is None:
+            raise ValueError("PAIRWRIGHT_OIDC_ISSUER needs PAIRWRIGHT_OIDC_CLIENT_ID beside it")
+        if self.oidc_client_id is not None and self.oidc_issuer is None:
+            raise ValueError("PAIRWRIGHT_OIDC_CLIENT_ID needs PAIRWRIGHT_OIDC_ISSUER beside it")
+        if self.oidc_issuer is None and not self.oidc_passwords:
+            raise ValueError("PAIRWRIGHT_OIDC_PASSWORDS can be off only where PAIRWRIGHT_OIDC_ISSUER is set")
+        return self
 
     @model_validator(mode="after")
     def _public_host_is_meant(self) -> Self:
@@ -198,6 +251,16 @@ class Settings(BaseSettings):
         return folder
 
 
+def loopback(host: str) -> bool:
+    """Whether this host name is the machine itself."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def strong(secret: str) -> bool:
     """Long enough, and not a few characters over and over."""
     return len(secret) >= 32 and len(set(secret)) >= 10
@@ -211,6 +274,7 @@ def get_settings() -> Settings:
         return Settings(_secrets_dir=os.environ.get("PAIRWRIGHT_SECRETS_DIR"))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = "PAIRWRIGHT_" + "_".join(str(part) for part in first["loc"]).upper()
+        # What is wrong with several together names them itself.
+        name = "".join(f"PAIRWRIGHT_{str(part).upper()}: " for part in first["loc"][:1])
         reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}: {reason}.", "docs/settings.md describes each setting.") from None
+        raise SettingsError(f"{name}{reason}.", "docs/settings.md describes each setting.") from None

@@ -1,4 +1,4 @@
-// Copies a shown-once link.
+// Copies a shown-once link. The words come with the button.
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
   if (!button) return;
@@ -6,8 +6,8 @@ document.addEventListener("click", async (event) => {
   field.select();
   try {
     await navigator.clipboard.writeText(field.value);
-    button.textContent = "Copied";
+    button.textContent = button.dataset.copied;
   } catch {
-    button.textContent = "Press Ctrl C";
+    button.textContent = button.dataset.press;
   }
 });

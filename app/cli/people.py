@@ -1,4 +1,4 @@
-"""Commands about people: invite, and what they are asked to go by."""
+"""Commands about people: invite, reset-password, and what annotators are asked to go by."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,13 @@ from app.cli.opening import ProjectOption, acting, project_named, store
 from app.core.errors import Invalid, NotFound
 from app.core.vocabulary import Role
 from app.settings import get_settings
-from app.store import accounts, projects
+from app.store import accounts, passwords, projects
 
 
 def add_to(cli: typer.Typer) -> None:
     """Hang the commands of this file into the command line."""
     cli.command()(invite)
+    cli.command("reset-password")(reset_password)
     cli.command()(guidelines)
 
 
@@ -52,3 +53,12 @@ def guidelines(
         version = projects.revise_guidelines(session, found.id, body, acting(session))
         name = found.name
     typer.echo(f"Nothing has changed: version {version}." if version == before else f"{name}: version {version}.")
+
+
+def reset_password(name: Annotated[str, typer.Argument(help="Whose password was lost; the owner's too.")]) -> None:
+    """Print a one-time link that sets a new password; it works for a day. Earlier ones of this person are void."""
+    with store() as sessions, sessions.begin() as session:
+        account = accounts.account_named(session, name)
+        token = passwords.make_reset(session, account.id, None)
+        known = account.username
+    typer.echo(f"For {known}, once, within a day:\n  {get_settings().address}/reset/{token}")

@@ -2,12 +2,16 @@
 
 
 class PairwrightError(Exception):
-    """A refusal with what happened and, where there is one, what mends it."""
+    """A refusal with what happened and, where there is one, what mends it.
 
-    def __init__(self, message: str, mend: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.mend = mend
+    Both are English and whole sentences. What varies in them is named, `%(least)s`, and given as a value, so that the
+    pages can look the sentence up in another language before they fill it (`app.web.language`).
+    """
+
+    def __init__(self, message: str, mend: str = "", **values: object) -> None:
+        self.sentences, self.values = (message, mend), values
+        self.message, self.mend = (sentence % values if values else sentence for sentence in self.sentences)
+        super().__init__(self.message)
 
 
 class NotFound(PairwrightError):

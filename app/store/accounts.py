@@ -9,21 +9,24 @@ from sqlalchemy import DateTime, and_, bindparam, case, delete, func, select, up
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.core.errors import Conflict, NotFound, TooMany
-from app.core.vocabulary import Role
+from app.core.errors import Conflict, Forbidden, NotFound, TooMany
+from app.core.vocabulary import Role, WritingState
 from app.store import audit, credentials
 from app.store.claims import reopen_leases
 from app.store.models import (
     Account,
     AccountKind,
     Assignment,
+    Identity,
     Invitation,
+    Judgment,
     Membership,
     Owner,
     Project,
     SetupToken,
     SignIn,
     SignInThrottle,
+    Writing,
     new_id,
 )
 
@@ -36,7 +39,11 @@ THROTTLE_BY_ADDRESS, THROTTLE_BY_NAME, THROTTLE_WINDOW = 10, 100, timedelta(minu
 
 @dataclass(frozen=True)
 class Member:
-    """One person of a project, as admins see them."""
+    """One person of a project, as admins see them.
+
+    `deactivated_at` is when the project was closed to them, or their whole account (`account_closed`). `seen_at` is
+    when they last signed in or judged here.
+    """
 
     account_id: uuid.UUID
     username: str
@@ -45,6 +52,11 @@ class Member:
     joined_at: datetime
     deactivated_at: datetime | None
     is_owner: bool
+    seen_at: datetime | None
+    account_closed: bool
+    erased: bool
+    has_password: bool
+    has_identity: bool
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,15 @@ class OpenInvitation:
     expires_at: datetime
 
 
-def _now(s: Session) -> datetime:
+def now(s: Session) -> datetime:
     """The database's clock."""
     return s.scalars(select(func.clock_timestamp().cast(DateTime(timezone=True)))).one()
 
 
-def _new_account(s: Session, username: str, password: str) -> Account:
+def _new_account(s: Session, username: str, password: str | None) -> Account:
     """Conflict for a taken name, which here is no secret: only people with a valid link get this far."""
     name = credentials.clean_username(username)
-    hashed = credentials.hash_password(password)
+    hashed = None if password is None else credentials.hash_password(password)
     key = credentials.username_key(name)
     account = s.scalars(
         insert(Account)
@@ -102,6 +114,15 @@ def owner(s: Session) -> Account | None:
     return s.scalars(select(Account).join(Owner)).one_or_none()
 
 
+def account_named(s: Session, username: str) -> Account:
+    """The account of this name, in any case; NotFound where there is none."""
+    key = credentials.username_key(username)
+    account = s.scalars(select(Account).where(Account.username_key == key)).one_or_none()
+    if account is None:
+        raise NotFound("There is nobody called %(name)s.", "The People page lists everybody by name.", name=username)
+    return account
+
+
 def issue_setup_token(s: Session) -> str | None:
     """A fresh one-time token that makes the owner, replacing any earlier one; None once an owner exists."""
     if owner(s) is not None:
@@ -112,8 +133,11 @@ def issue_setup_token(s: Session) -> str | None:
     return token
 
 
-def create_owner(s: Session, token: str, username: str, password: str) -> Account:
-    """Make the one owner, admin of every project there is. NotFound for a bad token, Conflict when made."""
+def create_owner(s: Session, token: str, username: str, password: str | None) -> Account:
+    """Make the one owner, admin of every project there is. NotFound for a bad token, Conflict when made.
+
+    Without a password (None) the caller links an identity in the same transaction.
+    """
     if owner(s) is not None:
         raise Conflict("This installation already has an owner.", "Sign in, or ask the owner for an invitation.")
     # Taking the row is the gate: of many at once exactly one deletes it, the others find nothing.
@@ -159,7 +183,7 @@ def authenticate(s: Session, username: str, password: str, address: str = "") ->
     # Always in this order: what holds the name's row never waits for another who holds it.
     by_name, by_address = credentials.token_hash(key), credentials.token_hash(f"{key}\0{address}")
     for name_hash, most in ((by_name, THROTTLE_BY_NAME), (by_address, THROTTLE_BY_ADDRESS)):
-        if _attempts(s, name_hash) > most:
+        if attempts(s, name_hash) > most:
             raise TooMany("Too many attempts to sign in with this name.", "Wait five minutes and try again.")
     account = s.scalars(select(Account).where(Account.username_key == key)).one_or_none()
     if not credentials.password_matches(account.password_hash if account else None, password):
@@ -168,7 +192,7 @@ def authenticate(s: Session, username: str, password: str, address: str = "") ->
     return account if account is not None and account.deactivated_at is None else None
 
 
-def _attempts(s: Session, name_hash: bytes) -> int:
+def attempts(s: Session, name_hash: bytes) -> int:
     """Count an attempt; how many there were in the window."""
     stale = SignInThrottle.since < func.now() - THROTTLE_WINDOW
     # The row lock makes parallel guesses at one name queue up, so that each is counted before it is tried.
@@ -251,15 +275,28 @@ def close_session(s: Session, token: str) -> None:
     s.execute(delete(SignIn).where(SignIn.token_hash == credentials.token_hash(token)))
 
 
-def invite(s: Session, project_id: uuid.UUID, role: Role, by: uuid.UUID | None) -> str:
-    """A one-time token that lets one person join with this role; it expires after a week."""
+def close_all_sessions(s: Session, account_id: uuid.UUID) -> None:
+    """Sign every browser of an account out."""
+    s.execute(delete(SignIn).where(SignIn.account_id == account_id))
+
+
+def invite(
+    s: Session,
+    project_id: uuid.UUID,
+    role: Role,
+    by: uuid.UUID | None,
+    lasts: timedelta = INVITATION_LASTS,
+    note: str = "",
+) -> str:
+    """A one-time token that lets one person join with this role; `note` reminds admins whom it is for."""
     token = credentials.new_token()
     row = Invitation(
         project_id=project_id,
         role=role,
         token_hash=credentials.token_hash(token),
+        note=note.strip(),
         created_by=by,
-        expires_at=_now(s) + INVITATION_LASTS,
+        expires_at=now(s) + lasts,
     )
     s.add(row)
     s.flush()
@@ -292,9 +329,12 @@ def _open_invitation(s: Session, token: str, *, lock: bool) -> OpenInvitation:
 
 
 def accept_invitation(
-    s: Session, token: str, username: str = "", password: str = "", account_id: uuid.UUID | None = None
+    s: Session, token: str, username: str = "", password: str | None = "", account_id: uuid.UUID | None = None
 ) -> Account:
-    """Join by a new account, or as the one that is signed in (`account_id`). Raises as `invitation`, and Invalid."""
+    """Join by a new account, or as the one that is signed in (`account_id`). Raises as `invitation`, and Invalid.
+
+    Without a password (None) the caller links an identity in the same transaction.
+    """
     offer = _open_invitation(s, token, lock=True)
     if account_id is None:
         account = _new_account(s, username, password)
@@ -312,12 +352,20 @@ def accept_invitation(
 
 def members(s: Session, project_id: uuid.UUID) -> list[Member]:
     """The people of a project, by the time they joined; imported annotators are left out."""
+    signed_in = select(func.max(SignIn.created_at)).where(SignIn.account_id == Account.id).scalar_subquery()
+    judged = (
+        select(func.max(Judgment.judged_at))
+        .where(Judgment.project_id == project_id, Judgment.account_id == Account.id, ~Judgment.withdrawn)
+        .scalar_subquery()
+    )
+    has_identity = select(Identity.account_id).where(Identity.account_id == Account.id).exists()
     rows = s.execute(
-        select(Membership, Account, Owner.account_id)
+        select(Membership, Account, Owner.account_id, func.greatest(signed_in, judged), has_identity)
         .join(Account, Account.id == Membership.account_id)
         .outerjoin(Owner, Owner.account_id == Account.id)
         .where(Membership.project_id == project_id, Account.kind == AccountKind.PERSON)
         .order_by(Membership.joined_at, Account.id)
+        .execution_options(populate_existing=True)
     )
     return [
         Member(
@@ -328,8 +376,13 @@ def members(s: Session, project_id: uuid.UUID) -> list[Member]:
             joined_at=member.joined_at,
             deactivated_at=member.deactivated_at or account.deactivated_at,
             is_owner=owner_id is not None,
+            seen_at=seen_at,
+            account_closed=account.deactivated_at is not None,
+            erased=account.erased_at is not None,
+            has_password=account.password_hash is not None,
+            has_identity=linked,
         )
-        for member, account, owner_id in rows
+        for member, account, owner_id, seen_at, linked in rows
     ]
 
 
@@ -350,14 +403,47 @@ def membership(s: Session, project_id: uuid.UUID, account_id: uuid.UUID) -> Memb
 
 def deactivate(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, by: uuid.UUID) -> None:
     """Close a project to one person and reopen their leased slots; their judgments stay. Conflict for the owner."""
-    if s.scalars(select(Owner.account_id)).one_or_none() == account_id:
+    if is_owner(s, account_id):
         raise Conflict("The owner cannot be deactivated.")
     if account_id == by:
         raise Conflict("Nobody can deactivate themselves.", "Another admin can.")
+    hold_admins(s, project_id, by)
     member = membership(s, project_id, account_id)
     if member is None:
         raise NotFound("This person does not belong to the project.")
-    member.deactivated_at = _now(s)
+    member.deactivated_at = now(s)
     s.flush()
-    reopen_leases(s, Assignment.project_id == project_id, Assignment.account_id == account_id)
+    hand_back(s, account_id, project_id)
     audit.record(s, project_id, by, "member.deactivate", str(account_id))
+
+
+def is_owner(s: Session, account_id: uuid.UUID | None) -> bool:
+    """Whether this account owns the installation."""
+    return account_id is not None and s.scalars(select(Owner.account_id)).one_or_none() == account_id
+
+
+def hold_admins(s: Session, project_id: uuid.UUID, by: uuid.UUID) -> None:
+    """Lock a project's admins, of whom `by` must still be one: two who demote each other leave one of them."""
+    rows = s.scalars(
+        select(Membership.account_id)
+        .where(Membership.project_id == project_id, Membership.role == Role.ADMIN, Membership.deactivated_at.is_(None))
+        .order_by(Membership.account_id)
+        .with_for_update(key_share=True)
+    )
+    if by not in set(rows):
+        raise Forbidden("You are no longer an admin of this project.", "Ask one who is.")
+
+
+def hand_back(s: Session, account_id: uuid.UUID, project_id: uuid.UUID | None = None) -> None:
+    """Reopen what this person holds, in one project or in all, so that others get it now and not when it runs out."""
+    leases, writing = [Assignment.account_id == account_id], [Writing.account_id == account_id]
+    if project_id is not None:
+        leases.append(Assignment.project_id == project_id)
+        writing.append(Writing.project_id == project_id)
+    reopen_leases(s, *leases)
+    s.execute(
+        update(Writing)
+        .where(Writing.state == WritingState.LEASED, *writing)
+        .values(state=WritingState.EXPIRED, lease_expires_at=None),
+        execution_options={"synchronize_session": False},
+    )

@@ -33,9 +33,11 @@ def token_hash(token: str) -> bytes:
 def hash_password(password: str) -> str:
     """The argon2id hash to store; Invalid for a password that is too short or absurdly long."""
     if len(password) < MIN_PASSWORD:
-        raise Invalid(f"The password needs at least {MIN_PASSWORD} characters.", "A short sentence works well.")
+        raise Invalid(
+            "The password needs at least %(least)s characters.", "A short sentence works well.", least=MIN_PASSWORD
+        )
     if len(password) > MAX_PASSWORD:
-        raise Invalid(f"The password may have at most {MAX_PASSWORD} characters.")
+        raise Invalid("The password may have at most %(most)s characters.", most=MAX_PASSWORD)
     with _at_once:
         return _hasher.hash(password)
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from app.core.errors import Forbidden, NotFound, PairwrightError
+from app.core.messages import mark as _
 from app.core.vocabulary import Role
 from app.settings import Settings
 from app.store import accounts
@@ -43,10 +44,15 @@ ROLES: dict[Policy, frozenset[Role]] = {
     Policy.RESEARCHER: frozenset({Role.RESEARCHER, Role.ADMIN}),
     Policy.ADMIN: frozenset({Role.ADMIN}),
 }
+NOT_FOR = {
+    Role.ANNOTATOR: _("This page is not for annotators."),
+    Role.RESEARCHER: _("This page is not for researchers."),
+    Role.ADMIN: _("This page is not for admins."),
+}
 MENDS = {
-    Policy.ANNOTATOR: "Researchers read; an admin of the project can invite you as an annotator.",
-    Policy.RESEARCHER: "Your part in this project is judging.",
-    Policy.ADMIN: "Ask an admin of the project.",
+    Policy.ANNOTATOR: _("Researchers read; an admin of the project can invite you as an annotator."),
+    Policy.RESEARCHER: _("Your part in this project is judging."),
+    Policy.ADMIN: _("Ask an admin of the project."),
 }
 
 
@@ -154,7 +160,7 @@ def visit(request: Request, s: Session, policy: Policy) -> Visit:
     request.state.project = SimpleNamespace(slug=project.slug, name=project.name)
     request.state.role = role
     if role not in ROLES[policy]:
-        raise Forbidden(f"This page is not for {role.value}s.", MENDS.get(policy, ""))
+        raise Forbidden(NOT_FOR[role], MENDS.get(policy, ""))
     return Visit(request, s, settings, account, project, role)
 
 

@@ -217,9 +217,44 @@ class ChatForm(FormModel):
 
 
 class InviteForm(FormModel):
-    """The role of whoever opens the link."""
+    """The role of whoever opens the link, for how long it is good, and a note for admins."""
 
     role: Role
+    days: Literal["1", "7", "30"] = "7"
+    note: str = Field("", max_length=200)
+
+
+class RoleForm(FormModel):
+    """Somebody's new role."""
+
+    role: Role
+
+
+class PasswordForm(FormModel):
+    """A new password, and the one until now."""
+
+    current: str = Field(max_length=1000)
+    password: str = Field(max_length=1000)
+
+
+class ResetForm(FormModel):
+    """A new password by a link."""
+
+    password: str = Field(max_length=1000)
+    # Password managers want to see whose it is.
+    username: str = Field("", max_length=200)
+
+
+class BrowserForm(FormModel):
+    """The browser to sign out; empty: all but this one."""
+
+    browser: str = Field("", pattern="^([0-9a-f]{64})?$")
+
+
+class EraseForm(FormModel):
+    """The name, typed again by whoever erases it."""
+
+    name: str = Field("", max_length=200)
 
 
 def words_for(errors: Sequence[Any]) -> str:

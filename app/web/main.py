@@ -21,6 +21,7 @@ from app.core.sampler import SamplerClient
 from app.settings import Settings
 from app.store import db, embedded
 from app.web.forms import words_for
+from app.web.oidc import Provider
 from app.web.pages import STATIC, refusal, render
 from app.web.routes import ROUTERS
 from app.web.security import BrokenPage, RequestLog, SafeHeaders, SameSiteOnly, secure
@@ -66,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.key = settings.signing_key()
     app.state.engine = db.make_engine(url, busy=True)
+    app.state.provider = Provider(settings) if settings.oidc_issuer else None
     app.state.sessions = db.session_factory(app.state.engine)
     app.state.sampler = SamplerClient(settings.sampler_address)
     app.state.lanes = Lanes()

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.core.errors import Conflict, Forbidden, Invalid, NotFound, PairwrightError, TooMany, Unavailable
 from app.core.vocabulary import Role
-from app.web import said, words
+from app.web import language, said, words
 from app.web.access import SignInNeeded, Visit
 from app.web.rendering import rich, shown
 from app.web.results import brief
@@ -83,6 +83,10 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    env.add_extension("jinja2.ext.i18n")
+    env.policies["ext.i18n.trimmed"] = True
+    # New style: a translation is markup as the template is, and what is filled in is escaped.
+    env.install_gettext_callables(language.gettext, language.ngettext, newstyle=True)  # type: ignore[attr-defined]
     env.filters.update(words.FILTERS | said.FILTERS)
     env.filters.update(rich=rich, shown=shown)
     env.filters["brief"] = lambda run: brief(run.kind, run.metrics)
@@ -126,12 +130,18 @@ def local(target: str | None) -> str:
     return "/"
 
 
+def base_address(visit: Visit) -> str:
+    """Where people reach this installation, without a closing slash, for links that are passed on."""
+    return visit.settings.public_url or str(visit.request.base_url).rstrip("/")
+
+
 def refusal(request: Request, error: PairwrightError) -> Response:
     """An error where the person is looking: a notice for a script's request, a page for a person's."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
     headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+    message, mend = language.told(error)
     if not wants_page(request):
-        return HTMLResponse(render("_notice.html", {"message": error.message, "mend": error.mend}), status, headers)
+        return HTMLResponse(render("_notice.html", {"message": message, "mend": mend}), status, headers)
     if status == 401 and request.method == "GET":
         return RedirectResponse(f"/sign-in?next={request.url.path}", 303)
     context = {
@@ -140,8 +150,8 @@ def refusal(request: Request, error: PairwrightError) -> Response:
         "role": getattr(request.state, "role", None),
         "here": "",
         "status": status,
-        "message": error.message,
-        "mend": error.mend,
+        "message": message,
+        "mend": mend,
         "request_id": getattr(request.state, "request_id", ""),
     }
     return HTMLResponse(render("error.html", context), status, headers)

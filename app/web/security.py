@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.settings import Settings
+from app.settings import Settings, loopback
 from app.store.accounts import SESSION_LASTS
 
 log = logging.getLogger("pairwright.web")
@@ -223,13 +223,3 @@ def why_no_cookie(request: Request, settings: Settings) -> tuple[str, str] | Non
         "Put https in front and set PAIRWRIGHT_PUBLIC_URL to its address; on a network that you trust, "
         "PAIRWRIGHT_ALLOW_PLAIN_HTTP=true allows it as it is.",
     )
-
-
-def loopback(host: str) -> bool:
-    """Whether this host name is the machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

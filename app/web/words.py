@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from app.core.vocabulary import Flag, RunKind, RunStatus, SkipReason
+from app.core.messages import mark as _
+from app.core.vocabulary import Flag, Role, RunKind, RunStatus, SkipReason
+from app.web.language import gettext, ngettext
 
 KINDS = {RunKind.SFT: "SFT", RunKind.REWARD: "Reward model", RunKind.PPO: "PPO", RunKind.DPO: "DPO"}
 STATUSES = {
@@ -74,15 +76,17 @@ def seconds(milliseconds: float) -> str:
 def duration(value: float | None) -> str:
     """Seconds in the unit a person would use."""
     if value is None:
-        return "a while"
+        return gettext("a while")
     if value < 90:
-        return f"{max(0, round(value))} s"
+        return gettext("%(n)s s") % {"n": max(0, round(value))}
     if value < 5400:
-        return f"{round(value / 60)} min"
+        return gettext("%(n)s min") % {"n": round(value / 60)}
     if value < 36 * 3600:
         hours, minutes = divmod(round(value / 60), 60)
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{round(value / 86400)} days"
+        words = gettext("%(h)s h %(m)s min") if minutes else gettext("%(h)s h")
+        return words % {"h": hours, "m": minutes}
+    days = round(value / 86400)
+    return ngettext("%(n)s day", "%(n)s days", days) % {"n": days}
 
 
 def age(moment: datetime) -> str:
@@ -94,7 +98,27 @@ def ago(moment: datetime | None) -> str:
     """How long ago something was."""
     if moment is None:
         return "–"
-    return "just now" if (datetime.now(UTC) - moment).total_seconds() < 20 else f"{age(moment)} ago"
+    if (datetime.now(UTC) - moment).total_seconds() < 20:
+        return gettext("just now")
+    return gettext("%(age)s ago") % {"age": age(moment)}
+
+
+def left(moment: datetime) -> str:
+    """How long something still lasts. For the eye only: nothing is decided by it."""
+    return duration(max(0.0, (moment - datetime.now(UTC)).total_seconds()))
+
+
+ROLES = {Role.ANNOTATOR: _("annotator"), Role.RESEARCHER: _("researcher"), Role.ADMIN: _("admin")}
+
+
+def role(value: str) -> str:
+    """What somebody is in a project."""
+    return gettext(ROLES[Role(value)])
+
+
+def upper_first(words: str) -> str:
+    """A capital at the beginning, and nothing else changed."""
+    return words[:1].upper() + words[1:]
 
 
 def speaker(role: str, turns: int) -> str:
@@ -140,6 +164,9 @@ FILTERS = {
     "duration": duration,
     "age": age,
     "ago": ago,
+    "left": left,
+    "role": role,
+    "upper_first": upper_first,
     "speaker": speaker,
     "whose": whose,
     "kind": kind,

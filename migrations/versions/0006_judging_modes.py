@@ -39,6 +39,7 @@ MEMBERSHIP = (
     "failed_at TIMESTAMP WITH TIME ZONE",
     "retried_at TIMESTAMP WITH TIME ZONE",
 )
+INVITATION = ("note TEXT DEFAULT '' NOT NULL",)
 REVISION = ("flags JSONB", "ratings JSONB", "rationale TEXT", "ideal_id UUID")
 TABLES = ("gold", "draft", "skill", "writing", "chat_turn", "chat", "identity", "password_reset")
 REASONS = ("random", "gold", "repeat", "contest", "uncertain")
@@ -61,6 +62,7 @@ def upgrade() -> None:
         "ALTER TABLE membership ADD CONSTRAINT ck_membership_qualified_or_failed"
         " CHECK (num_nonnulls(qualified_at, failed_at) < 2)"
     )
+    _add("invitation", INVITATION)
     _add("comparison", ("priority SMALLINT DEFAULT 0 NOT NULL",))
     _reasons((*REASONS, "chat"))
     op.execute("ALTER TABLE comparison DROP CONSTRAINT ck_comparison_gold_has_no_slots")
@@ -311,6 +313,7 @@ def downgrade() -> None:
         "ALTER TABLE comparison ADD CONSTRAINT ck_comparison_gold_has_no_slots"
         " CHECK ((reason = 'gold') = (votes_wanted = 0) AND votes_wanted >= 0)"
     )
+    _drop("invitation", INVITATION)
     _drop("membership", MEMBERSHIP)
     _drop("guideline", ("created_by",))
     _drop("project", PROJECT)

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy.orm import Session
 
 from app.core.vocabulary import RunKind
-from app.store import accounts, embedded, migrate, runs
+from app.store import accounts, embedded, migrate, passwords, runs
 from app.store.db import make_engine, session_factory
 from app.store.models import Account
 from app.web.security import signed
@@ -128,6 +128,14 @@ def tour(s: Session, camera: Camera) -> None:
         camera.take(name, f"{base}/{name}", owner, sizes=("phone", "laptop"))
     make_link = "button:has-text('Make the link')"
     camera.take("invited", f"{base}/people", owner, sizes=("laptop",), before=lambda page: press(page, make_link))
+    camera.take("person", f"{base}/people/{set_.annotators[0].id}", owner)
+    link = "button:has-text('Make a password link')"
+    person = f"{base}/people/{set_.annotators[0].id}"
+    camera.take("password-link", person, owner, sizes=("phone", "laptop"), before=lambda page: press(page, link))
+    camera.take("account", "/account", signed_in(s, set_.annotators[0]))
+    lost = passwords.make_reset(s, set_.annotators[0].id, None)
+    s.commit()
+    camera.take("reset", f"/reset/{lost}", sizes=("phone", "laptop"))
     camera.take("start-ppo", f"{base}/runs/start/ppo", owner, sizes=("laptop",))
     fresh = stage.unprepared(s, set_)
     camera.take("preparing", f"/p/{fresh.slug}", signed_in(s, set_.owner), sizes=("phone", "laptop"))

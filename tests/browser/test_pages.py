@@ -71,14 +71,15 @@ def test_an_invitation_is_made_copied_and_accepted(desk: Desk, admin: Page):
 
 def test_somebody_is_deactivated_only_after_a_question(desk: Desk, admin: Page):
     admin.get_by_role("link", name="People").click()
+    admin.get_by_role("link", name=desk.person.username).click()
     answers = ["dismiss", "accept"]
     admin.on("dialog", lambda dialog: getattr(dialog, answers.pop(0))())
-    admin.get_by_role("button", name="Deactivate").first.click()
+    admin.get_by_role("button", name="Deactivate").click()
     admin.wait_for_timeout(200)
     with desk.sessions() as s:
         assert accounts.membership(s, desk.project.id, desk.person.id) is not None
-    admin.get_by_role("button", name="Deactivate").first.click()
-    expect(admin.get_by_text("deactivated")).to_be_visible()
+    admin.get_by_role("button", name="Deactivate").click()
+    expect(admin.get_by_text("This project was closed to them")).to_be_visible()
     with desk.sessions() as s:
         row = s.query(Membership).filter_by(project_id=desk.project.id, account_id=desk.person.id).one()
         assert row.deactivated_at is not None

@@ -12,7 +12,7 @@ from app.core.errors import Conflict, Invalid, NotFound, PairwrightError
 from app.core.records import RunError
 from app.core.vocabulary import RunStatus, Verdict
 from app.settings import get_settings
-from app.store import accounts, checkpoints, claims, judgments, prompts, runs
+from app.store import accounts, checkpoints, claims, judgments, passwords, prompts, runs
 from app.store.db import make_engine, session_factory
 
 
@@ -241,3 +241,15 @@ def test_guidelines_are_printed_and_a_file_becomes_the_new_version(sessions, pro
     for wrong, error in ((file, Invalid), (tmp_path / "nothing.md", NotFound)):
         with pytest.raises(error):
             say("guidelines", str(wrong))
+
+
+def test_the_operator_gets_anybody_back_in_the_owner_too(sessions, project):
+    token = say("owner-link").strip().rsplit("/", 1)[1]
+    with sessions.begin() as s:
+        accounts.create_owner(s, token, "ada", "correct horse battery")
+    link = re.search(r"http://127.0.0.1:8000/reset/(\S+)", say("reset-password", "ADA"))
+    with sessions.begin() as s:
+        assert passwords.use_reset(s, link[1], "a quiet green page").username == "ada"
+        assert accounts.authenticate(s, "ada", "a quiet green page") is not None
+    with pytest.raises(NotFound, match="nobody called eve"):
+        say("reset-password", "eve")

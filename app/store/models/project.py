@@ -141,7 +141,7 @@ class Membership(Base):
 
 
 class Invitation(Base):
-    """A one-time link into a project with a role; only the hash of its token is kept."""
+    """A one-time link into a project with a role; only the hash of its token is kept. `note` is for admins alone."""
 
     __tablename__ = "invitation"
     __table_args__ = (CheckConstraint("(used_at IS NULL) = (used_by IS NULL)", name="used_by_somebody"),)
@@ -150,6 +150,7 @@ class Invitation(Base):
     project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("project.id"), index=True)
     role: Mapped[Role] = mapped_column(words(Role, "role"))
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    note: Mapped[str] = mapped_column(Text, default="", server_default="")
     created_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("account.id"))
     created_at: Mapped[Created]
     expires_at: Mapped[datetime]

@@ -1,23 +1,26 @@
 """Becoming the owner, joining, signing in and out."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form
 from starlette.responses import Response
 
 from app.core.errors import Conflict, Invalid
+from app.core.messages import mark as _
 from app.store import accounts
 from app.store.models import Account
 from app.web.access import Policy, Visit, may, signed_in
 from app.web.forms import AccountForm, FormModel, SignInForm
+from app.web.language import gettext
+from app.web.oidc import Provider
 from app.web.pages import go, local, page, render, wants_page
 from app.web.security import client_of, drop_cookie, session_token, set_cookie, why_no_cookie
 
 router = APIRouter()
 Public = Annotated[Visit, may(Policy.PUBLIC)]
-WRONG = "This name and password do not belong together."
-WRONG_MEND = "Check both and try again. An admin can invite you anew if the password is lost."
+WRONG = _("This name and password do not belong together.")
+WRONG_MEND = _("Check both and try again. If the password is lost, an admin can make a link that sets a new one.")
 
 
 @router.get("/setup/{token}")
@@ -25,7 +28,7 @@ def setup(visit: Public, token: str) -> Response:
     """The form that makes the owner."""
     if accounts.owner(visit.s) is not None:
         raise Conflict("This link was used: the owner's account exists.", "Sign in with it.")
-    return page(visit, "account/setup.html", token=token)
+    return page(visit, "account/setup.html", token=token, provider=provider(visit))
 
 
 @router.post("/setup/{token}")
@@ -37,10 +40,10 @@ def set_up(visit: Public, token: str, form: Annotated[AccountForm, Form()]) -> R
 
 
 @router.get("/sign-in")
-def sign_in_page(visit: Public, next: str = "/") -> Response:
-    """The form to sign in."""
+def sign_in_page(visit: Public, next: str = "/", said: Literal["", "password"] = "") -> Response:
+    """The form to sign in; `said` names what was done on the way here."""
     trouble = why_no_cookie(visit.request, visit.settings)
-    return page(visit, "account/sign_in.html", next=local(next), message=trouble and " ".join(trouble), mend="")
+    return sign_in_form(visit, next, said=said, message=trouble and " ".join(map(gettext, trouble)), mend="")
 
 
 @router.post("/sign-in")
@@ -48,12 +51,14 @@ def sign_in(visit: Public, form: Annotated[SignInForm, Form()]) -> Response:
     """Sign in; a wrong pair is answered alike for known and unknown names, and counted."""
     must_keep_cookie(visit)
     account = accounts.authenticate(visit.s, form.username, form.password, client_of(visit.request))
-    if account is not None:
+    if account is not None and (visit.settings.oidc_passwords or accounts.is_owner(visit.s, account.id)):
         return welcome(visit, account, local(form.next))
     # Returned, not raised: the transaction must commit, for it counts the attempt.
     if wants_page(visit.request):
-        return page(visit, "account/sign_in.html", status=401, next=local(form.next), message=WRONG, mend=WRONG_MEND)
-    return Response(render("_notice.html", {"message": WRONG, "mend": WRONG_MEND}), 401, media_type="text/html")
+        return sign_in_form(visit, form.next, status=401, message=gettext(WRONG), mend=gettext(WRONG_MEND))
+    return Response(
+        render("_notice.html", {"message": gettext(WRONG), "mend": gettext(WRONG_MEND)}), 401, media_type="text/html"
+    )
 
 
 @router.post("/sign-out")
@@ -74,7 +79,15 @@ def join_page(visit: Public, token: str) -> Response:
     """What the invitation is for, and the form to accept it."""
     invitation = accounts.invitation(visit.s, token)
     me = signed_in(visit.request, visit.s)
-    return page(visit, "account/join.html", token=token, invitation=invitation, me=me)
+    return page(
+        visit,
+        "account/join.html",
+        token=token,
+        invitation=invitation,
+        me=me,
+        provider=provider(visit),
+        passwords=visit.settings.oidc_passwords,
+    )
 
 
 @router.post("/join/{token}")
@@ -85,8 +98,22 @@ def join(visit: Public, token: str, form: Annotated[AccountForm, Form()]) -> Res
     if me is not None and not form.username:
         accounts.accept_invitation(visit.s, token, account_id=me.id)
         return go(visit.request, "/")
+    if not visit.settings.oidc_passwords:
+        raise Invalid("Passwords are switched off here.", "Continue by the provider that the page names.")
     account = accounts.accept_invitation(visit.s, token, form.username, form.password)
     return welcome(visit, account, "/")
+
+
+def sign_in_form(visit: Visit, next: str, **context: Any) -> Response:
+    """The page, with whatever is to be said above the form."""
+    shared = {"next": local(next), "said": "", "provider": provider(visit), "passwords": visit.settings.oidc_passwords}
+    return page(visit, "account/sign_in.html", **(shared | context))
+
+
+def provider(visit: Visit) -> Provider | None:
+    """Who else signs people in, where somebody is configured."""
+    found: Provider | None = visit.request.app.state.provider
+    return found
 
 
 def must_keep_cookie(visit: Visit) -> None:
