@@ -2,7 +2,7 @@
 
 import typer
 
-from app.cli import data, doctor, evaluating, people, rehearsing, serving, training
+from app.cli import data, distributing, doctor, evaluating, people, rehearsing, serving, training
 
 cli = typer.Typer(
     name="pairwright",
@@ -13,5 +13,5 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for commands in (serving, people, training, evaluating, data, rehearsing, doctor):
+for commands in (serving, people, distributing, training, evaluating, data, rehearsing, doctor):
     commands.add_to(cli)
