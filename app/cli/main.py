@@ -2,7 +2,7 @@
 
 import typer
 
-from app.cli import configuring, data, doctor, evaluating, people, rehearsing, serving, training
+from app.cli import configuring, data, distributing, doctor, evaluating, people, rehearsing, serving, training
 
 cli = typer.Typer(
     name="pairwright",
@@ -13,5 +13,5 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for commands in (serving, people, configuring, training, evaluating, data, rehearsing, doctor):
+for commands in (serving, people, configuring, distributing, training, evaluating, data, rehearsing, doctor):
     commands.add_to(cli)

@@ -132,6 +132,8 @@ def _serve_web(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         # Behind a proxy the public address says what people typed; headers are believed from this machine only.
         proxy_headers=settings.public_url is not None,
+        # People read for longer than the usual five seconds: a judgment then costs one round trip, not two.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=8,
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -87,11 +87,24 @@ _RENEW = text(
     """
 )
 
+# How many free slots one claim looks at. It is written into the statement, and what is looked up by key is written as
+# such: then the plan for any parameters is as good as one for these, and Postgres need not plan for each judgment.
+LOOK = 16
+_UNMET = f"""
+                SELECT s.comparison_id, s.position, s.draw_key, s.draw_key < :start AS around FROM slot s
+                WHERE s.project_id = :project AND s.state = 'free' AND s.priority = level.priority
+                    AND s.draw_key {{side}} :start AND NOT EXISTS (
+                        SELECT FROM assignment a WHERE a.comparison_id = s.comparison_id AND a.account_id = :account
+                        OFFSET 0
+                    )
+                ORDER BY s.draw_key LIMIT {LOOK}
+"""  # noqa: S608 - constants of this file
+
 # From the highest priority down, look along the free slots from a random point and around, prefer prompts of which this
 # person holds nothing yet, lock only what is taken. Whoever else looks at the same slots skips the locked ones. The
 # unique indexes guarantee what this only filters.
 _TAKE = text(
-    """
+    f"""
     WITH RECURSIVE level AS (
         SELECT max(s.priority) AS priority FROM slot s WHERE s.project_id = :project AND s.state = 'free'
         UNION ALL
@@ -102,29 +115,17 @@ _TAKE = text(
     ), near AS MATERIALIZED (
         SELECT level.priority, unmet.*
         FROM level CROSS JOIN LATERAL (
-            (
-                SELECT s.comparison_id, s.position, s.draw_key, false AS around FROM slot s
-                WHERE s.project_id = :project AND s.state = 'free' AND s.priority = level.priority
-                    AND s.draw_key >= :start AND NOT EXISTS (
-                        SELECT FROM assignment a WHERE a.comparison_id = s.comparison_id AND a.account_id = :account
-                    )
-                ORDER BY s.draw_key LIMIT :look
-            ) UNION ALL (
-                SELECT s.comparison_id, s.position, s.draw_key, true AS around FROM slot s
-                WHERE s.project_id = :project AND s.state = 'free' AND s.priority = level.priority
-                    AND s.draw_key < :start AND NOT EXISTS (
-                        SELECT FROM assignment a WHERE a.comparison_id = s.comparison_id AND a.account_id = :account
-                    )
-                ORDER BY s.draw_key LIMIT :look
-            )
+            ({_UNMET.format(side=">=")}) UNION ALL ({_UNMET.format(side="<")})
         ) unmet
-        LIMIT :look
+        LIMIT {LOOK}
     ), one AS MATERIALIZED (
-        SELECT DISTINCT ON (comparison_id) * FROM near ORDER BY comparison_id, around, draw_key
+        SELECT DISTINCT ON (comparison_id) near.*,
+            (SELECT c.prompt_id FROM comparison c WHERE c.id = near.comparison_id) AS prompt_id
+        FROM near ORDER BY comparison_id, around, draw_key
     ), spread AS MATERIALIZED (
-        SELECT one.*, (c.prompt_id IN (SELECT prompt_id FROM comparison WHERE id = ANY(:held)))::int
-            + row_number() OVER (PARTITION BY one.priority, c.prompt_id ORDER BY one.around, one.draw_key) AS met
-        FROM one JOIN comparison c ON c.id = one.comparison_id
+        SELECT one.*, (prompt_id IN (SELECT prompt_id FROM comparison WHERE id = ANY(CAST(:held AS uuid[]))))::int
+            + row_number() OVER (PARTITION BY priority, prompt_id ORDER BY around, draw_key) AS met
+        FROM one
     ), taken AS MATERIALIZED (
         SELECT s.comparison_id, s.position
         FROM spread JOIN slot s ON s.comparison_id = spread.comparison_id AND s.position = spread.position
@@ -141,7 +142,7 @@ _TAKE = text(
     FROM taken JOIN leased ON leased.comparison_id = taken.comparison_id
     WHERE slot.comparison_id = taken.comparison_id AND slot.position = taken.position
     RETURNING slot.comparison_id
-    """
+    """  # noqa: S608 - constants of this file
 )
 
 # Nothing new is left, but this person once let a lease run out on something that still wants a vote. The meeting is
@@ -152,7 +153,7 @@ _TAKE_AGAIN = text(
         SELECT a.comparison_id, a.leased_at FROM assignment a
         WHERE a.project_id = :project AND a.account_id = :account AND a.state = 'expired'
             AND EXISTS (SELECT FROM slot s WHERE s.comparison_id = a.comparison_id AND s.state = 'free')
-        ORDER BY a.leased_at LIMIT :look
+        ORDER BY a.leased_at LIMIT 16
         FOR UPDATE OF a SKIP LOCKED
     ), open AS MATERIALIZED (
         SELECT DISTINCT ON (mine.comparison_id) mine.comparison_id, s.position, s.priority, mine.leased_at
@@ -234,21 +235,20 @@ def _with_checks(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: 
 
 def _take(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
     """What is held, and new leases up to `count` in all; reopens run-out leases only when nothing else is free."""
-    look = 8 * count
     for _ in range(2):  # where others hold all that lies near the first point, another point
-        held = held + _more(s, who, held, count, look)
+        held = held + _more(s, who, held, count)
         if len(held) == count:
             return held
     if expire_leases(s, who["project"]):
-        held = held + _more(s, who, held, count, look)
+        held = held + _more(s, who, held, count)
     if len(held) < count:
-        held = [*held, *quickly(s, _TAKE_AGAIN, who | {"count": count - len(held), "look": look}).scalars()]
+        held = [*held, *quickly(s, _TAKE_AGAIN, who | {"count": count - len(held)}).scalars()]
     return held
 
 
-def _more(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int, look: int) -> list[uuid.UUID]:
+def _more(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
     start = random.random()  # noqa: S311 - it spreads people, it hides nothing
-    parameters = who | {"count": count - len(held), "held": held, "start": start, "look": look}
+    parameters = who | {"count": count - len(held), "held": held, "start": start}
     return list(quickly(s, _TAKE, parameters).scalars())
 
 

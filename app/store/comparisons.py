@@ -159,6 +159,15 @@ def ready(s: Session, project_id: uuid.UUID, at_most: int = 1000) -> int:
     return s.scalars(select(func.count()).select_from(fresh)).one()
 
 
+def _hold(s: Session, project_id: uuid.UUID, *which: ColumnElement[bool]) -> None:
+    """Lock open comparisons in order of id, as whoever gives slots back does: two that change many never deadlock."""
+    query = select(Comparison.id).where(
+        Comparison.project_id == project_id, Comparison.state == ComparisonState.OPEN, *which
+    )
+    held = query.order_by(Comparison.id).with_for_update(key_share=True).cte("held")
+    s.scalars(select(func.count()).select_from(held), execution_options=_QUIET).one()
+
+
 def retire_unjudged(s: Session, project_id: uuid.UUID, checkpoint_id: uuid.UUID) -> int:
     """Retire this policy's open comparisons that are neither judged nor leased, but for gold; returns how many."""
     return retire(s, project_id, and_(Comparison.checkpoint_id == checkpoint_id, Comparison.reason != DrawReason.GOLD))
@@ -170,6 +179,7 @@ def retire(s: Session, project_id: uuid.UUID, which: ColumnElement[bool]) -> int
         Assignment.comparison_id == Comparison.id,
         Assignment.state.in_([AssignmentState.LEASED, AssignmentState.JUDGED]),
     )
+    _hold(s, project_id, which, ~met)
     gone = (
         update(Comparison)
         .where(Comparison.project_id == project_id, Comparison.state == ComparisonState.OPEN, which, ~met)
@@ -197,6 +207,7 @@ def retire_others(s: Session, project_id: uuid.UUID, answers: int) -> int:
     What is leased is finished: a slot that is held stays with its holder, and retires when it is given up.
     """
     count = select(func.count()).where(Candidate.comparison_id == Comparison.id).scalar_subquery()
+    _hold(s, project_id, Comparison.votes_wanted > 0, count != answers)
     gone = s.scalars(
         update(Comparison)
         .where(
@@ -222,6 +233,7 @@ def prioritise(s: Session, project_id: uuid.UUID, which: ColumnElement[bool], pr
     """Hand out the open comparisons among `which` before all of lower priority; returns how many changed."""
     if not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
         raise Invalid(f"A priority lies between -{HIGHEST_PRIORITY} and {HIGHEST_PRIORITY}.")
+    _hold(s, project_id, Comparison.votes_wanted > 0, Comparison.priority != priority, which)
     changed = (
         update(Comparison)
         .where(

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 from sqlalchemy import text
 
 from app.settings import Settings
@@ -26,26 +25,15 @@ from benchmarks.report import Row, write
 AT_LEAST_PER_S, AT_LEAST_OF_FLOOR, WEB_MB = 200, 0.40, 250
 
 
-def run_people(port: int, people: int, seconds: float, warm: float) -> dict[str, Any]:
+def run_people(port: int, people: int, seconds: float, warm: float, web_pids: list[int]) -> dict[str, Any]:
     """The load from its own process."""
     command = [sys.executable, "-m", "benchmarks.judging.people", str(port), str(people), str(seconds), str(warm)]
+    command += map(str, web_pids)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the client failed: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def cpu_of(processes: list[psutil.Process]) -> float:
-    """CPU seconds of these processes so far; one that is gone has none."""
-    total = 0.0
-    for process in processes:
-        try:
-            used = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += used.user + used.system
-    return total
 
 
 def measure(given: argparse.Namespace, home: Path) -> dict[str, Any]:
@@ -70,16 +58,10 @@ def measure(given: argparse.Namespace, home: Path) -> dict[str, Any]:
         figures["statements"] = [" ".join(s.split())[:160] for s, _ in seen]
         ledger: list[str] = []
         with house.web(settings, url, given.web, home / "web.log") as webs:
-            ours = [psutil.Process(process.pid) for process in webs]
             for people in given.people:
-                before = cpu_of(ours)
-                found = run_people(settings.port, people, given.seconds, given.warm)
-                spent = cpu_of(ours) - before
+                found = run_people(settings.port, people, given.seconds, given.warm, [process.pid for process in webs])
                 ledger += found.pop("keys")
                 found["ms"] = house.quantiles(found.pop("ms"))
-                found["web_cpu_ms_each"] = round(
-                    1000 * spent / max(1, found["judged"] * (1 + given.warm / given.seconds)), 2
-                )
                 errors = found.pop("errors")
                 found |= {"errors": len(errors), "first_error": errors[0] if errors else None}
                 figures["load"].append(found)
@@ -130,7 +112,8 @@ def rows_of(figures: dict[str, Any]) -> list[Row]:
         )
         if ms["p50"] is not None:
             rows.append((f"- p50, p95, p99 ({people})", f"{ms['p50']:.1f}, {ms['p95']:.1f}, {ms['p99']:.1f} ms", ""))
-        rows.append((f"- client's CPU ({people})", f"{found['client_cpu']:.2f} cores", "said"))
+        cpu = f"{found['client_cpu']:.2f} and {found['web_cpu']:.2f} cores, {found['web_cpu_ms_each']:.1f} ms each"
+        rows.append((f"- CPU of the client and of the web ({people})", cpu, "said"))
     errors = sum(found["errors"] for found in figures["load"])
     rows.append(("Errors; invariants broken", f"{errors}; {sum(figures['broken'].values())}", "0; 0"))
     rows.append(

@@ -66,7 +66,9 @@ def script(seen: Seen, project: str) -> str:
     """The same as a pgbench script. The first transaction of a client has nothing to submit yet."""
     account = FLOOR_ACCOUNT.format(0)
     submits = [i for i, (_, values) in enumerate(seen) if isinstance(values, dict) and "comparison" in values]
-    lines = ["\\set start random(0, 1000000)", "BEGIN;"]
+    lines = ["\\set start random(0, 1000000)"]
+    lines += [f"\\set {name} random(0, 4611686018427387903)" for name in ("key", "new_id")]
+    lines.append("BEGIN;")
     for i, (statement, values) in enumerate(seen):
         if submits and i == submits[0]:
             lines.append("\\if :ready")
@@ -102,7 +104,9 @@ def value(name: str, given: Any, account: str, project: str) -> str:
             return ACCOUNT
         if str(given) == project:
             return f"CAST('{project}' AS uuid)"
-        return "CAST(:take_comparison_id AS uuid)" if name == "comparison" else "gen_random_uuid()"
+        # A function that is volatile would keep the indexes from being used.
+        fresh = f"CAST(lpad(to_hex(CAST(:{'new_id' if name == 'new_id' else 'key'} AS bigint)), 32, '0') AS uuid)"
+        return "CAST(:take_comparison_id AS uuid)" if name == "comparison" else fresh
     if name == "start":
         return "(CAST(:start AS double precision) / 1000000)"
     if given is None:

@@ -1,7 +1,7 @@
 """N people at their desks, without think time, over plain sockets: sign in, open the page, judge until time is up.
 
-`python -m benchmarks.judging.people PORT PEOPLE SECONDS WARM` prints one line of JSON. A process of its own, so that
-what it costs is seen; it reads no more of an answer than it needs.
+`python -m benchmarks.judging.people PORT PEOPLE SECONDS WARM WEB_PIDS` prints one line of JSON. A process of its own, so
+that what it costs is seen; it reads no more of an answer than it needs.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ import time
 import urllib.parse
 import uuid
 from dataclasses import dataclass, field
+
+import psutil
 
 from benchmarks.judging.house import PASSWORD, SLUG
 
@@ -35,7 +37,7 @@ class Line:
     """One connection, kept open, with a browser's headers and its cookie."""
 
     def __init__(self, port: int) -> None:
-        self.port, self.cookie = port, ""
+        self.port, self.cookie, self.again = port, "", 0
 
     async def open(self) -> None:
         """Connect."""
@@ -56,8 +58,16 @@ class Line:
         if form is not None:
             head += f"Origin: {origin}\r\nReferer: {origin}/p/{SLUG}/judge\r\n"
             head += f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n"
-        self.writer.write(f"{head}\r\n{form or ''}".encode())
-        answer = await self.reader.readuntil(b"\r\n\r\n")
+        request = f"{head}\r\n{form or ''}".encode()
+        self.writer.write(request)
+        try:
+            answer = await self.reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # An idle line was closed, or the outcome is unknown: once more, under the same key, as a browser does.
+            self.again += 1
+            await self.open()
+            self.writer.write(request)
+            answer = await self.reader.readuntil(b"\r\n\r\n")
         length = LENGTH.search(answer)
         body = await self.reader.readexactly(int(length[1])) if length else b""
         return int(answer[9:12]), answer, body
@@ -109,28 +119,35 @@ async def judge(line: Line, told: Told, begins: float, ends: float) -> None:
         held += [task for task in dict.fromkeys(TASK.findall(body)) if task[0] not in known]
 
 
-async def load(port: int, people: int, seconds: float, warm: float) -> dict[str, object]:
+async def load(port: int, people: int, seconds: float, warm: float, web_pids: list[int]) -> dict[str, object]:
     """All of them at once."""
     lines = [await sign_in(i, port) for i in range(people)]
     told = Told()
     begins = time.perf_counter() + warm
-    cpu = 0.0
+    webs = [psutil.Process(pid) for pid in web_pids]
+    cpu = {"client": 0.0, "web": 0.0}
 
     async def note() -> None:
-        nonlocal cpu
+        """CPU of the timed seconds only: signing in has its price, and is not judging."""
         await asyncio.sleep(warm)
-        cpu = spent()
+        cpu["client"], cpu["web"] = -spent(), -sum(map(spent_by, webs))
+        await asyncio.sleep(seconds)
+        cpu["client"] += spent()
+        cpu["web"] += sum(map(spent_by, webs))
 
     await asyncio.gather(note(), *(judge(line, told, begins, begins + seconds) for line in lines))
     return {
         "people": people,
         "judged": len(told.seconds),
         "per_s": len(told.seconds) / seconds,
-        "client_cpu": (spent() - cpu) / seconds,
+        "client_cpu": cpu["client"] / seconds,
+        "web_cpu": cpu["web"] / seconds,
+        "web_cpu_ms_each": 1000 * cpu["web"] / max(1, len(told.seconds)),
         "ms": [round(1000 * s, 3) for s in told.seconds],
         "keys": told.keys,
         "errors": told.errors,
         "empty": told.empty,
+        "sent_again": sum(line.again for line in lines),
     }
 
 
@@ -140,5 +157,13 @@ def spent() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def spent_by(process: psutil.Process) -> float:
+    """CPU seconds of another."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(load(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))))
+    port, people, seconds, warm, *pids = sys.argv[1:]
+    told = load(int(port), int(people), float(seconds), float(warm), [int(pid) for pid in pids])
+    print(json.dumps(asyncio.run(told)))

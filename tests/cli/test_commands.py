@@ -14,6 +14,7 @@ from app.core.vocabulary import RunStatus, Verdict
 from app.settings import get_settings
 from app.store import accounts, checkpoints, claims, judgments, passwords, prompts, runs
 from app.store.db import make_engine, session_factory
+from app.store.models import Comparison
 
 
 @pytest.fixture
@@ -65,6 +66,21 @@ def test_the_owners_link_is_there_until_there_is_an_owner(sessions, project):
         accounts.create_owner(s, token, "ada", "correct horse battery")
     with pytest.raises(Conflict, match="has its owner"):
         say("owner-link")
+
+
+def test_votes_and_priorities_change_what_is_open(sessions, project, make_with):
+    with sessions.begin() as s:
+        make = make_with(s)
+        one, other = (make.pair(project, policy).id for policy in (make.policy(project), make.policy(project)))
+    assert "now wants 3 votes" in say("votes", "3")
+    assert "1 open comparison has priority 7" in say("prioritise", "7", "--policy", "v3")
+    assert "1 open comparison has priority -2" in say("prioritise", "--comparison", str(other), "--", "-2")
+    assert "0 open comparisons" in say("prioritise", "1", "--policy", "nobody")
+    with sessions() as s:
+        found = {c.id: (c.votes_wanted, c.priority) for c in s.query(Comparison)}
+    assert found == {one: (3, 7), other: (3, -2)}
+    with pytest.raises(Invalid, match="Say which"):
+        say("prioritise", "1")
 
 
 def test_promoting_and_rolling_back_by_name(sessions, project):

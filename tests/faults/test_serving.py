@@ -93,6 +93,19 @@ def test_a_killed_web_process_is_back_while_connections_wait(prepared: Installat
     assert prepared.processes("web") != [web]
 
 
+def test_several_web_processes_share_the_port_and_one_that_dies_is_not_missed(prepared: Installation):
+    prepared.stop(signal.SIGINT)
+    prepared.environment["PAIRWRIGHT_WEB_PROCESSES"] = "2"
+    prepared.start()
+    one, other = until(lambda: two if len(two := prepared.processes("web")) == 2 else None, 30)
+    one.kill()
+    assert all(prepared.get("/readyz") == 200 for _ in range(5))
+    until(lambda: len(prepared.processes("web")) == 2, 30)
+    assert other.is_running()
+    assert prepared.stop(signal.SIGINT) == 0
+    assert gone(other)
+
+
 def test_a_killed_sampler_and_a_stale_socket_do_not_stop_the_pool(prepared: Installation):
     until((prepared.home / "sampler.sock").exists, 90, "the sampler listens")
     [sampler] = until(lambda: prepared.processes("app.policy.server"), 60, "the sampler runs")
