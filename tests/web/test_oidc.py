@@ -208,6 +208,7 @@ def test_somebody_deactivated_stays_out(house: House, cast, provider):
 
 LIES = {
     "another audience": {"claims": {"aud": "somebody-else"}},
+    "another audience, but for us to use": {"claims": {"aud": "somebody-else", "azp": CLIENT}},
     "among audiences, but for another party": {"claims": {"aud": [CLIENT, "other"], "azp": "other"}},
     "another issuer": {"claims": {"iss": "https://evil.example"}},
     "another nonce": {"claims": {"nonce": "swapped"}},
