@@ -1,7 +1,7 @@
 """N people at their desks, without think time, over plain sockets: sign in, open the page, judge until time is up.
 
-`python -m benchmarks.judging.people PORT PEOPLE SECONDS WARM WEB_PIDS` prints one line of JSON. A process of its own, so
-that what it costs is seen; it reads no more of an answer than it needs.
+`python -m benchmarks.judging.people PORT PEOPLE SECONDS WARM WEB_PIDS` prints one line of JSON. A process of its own,
+so that what it costs is seen; it reads no more of an answer than it needs.
 """
 
 import asyncio
