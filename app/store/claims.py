@@ -40,6 +40,7 @@ class Task:
     lease_expires_at: datetime
     policies: list[str | None]
     draft: dict[str, Any] | None = None
+    leased_at: datetime | None = None
 
 
 # The lock lets a person's two tabs claim one after the other, so that they share leases instead of doubling them. Whom
@@ -182,7 +183,7 @@ _TAKE_AGAIN = text(
 
 _TASKS = text(
     """
-    SELECT a.comparison_id, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body AS draft
+    SELECT a.comparison_id, a.leased_at, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body AS draft
     FROM assignment a
     JOIN comparison c ON c.id = a.comparison_id
     JOIN prompt p ON p.id = c.prompt_id
@@ -221,7 +222,10 @@ def claim(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, count: int =
         held = _with_checks(s, who, held, wanted)
     if len(held) < wanted and not member.qualifying:
         held = _take(s, who, held, wanted)
-    return tasks(s, project_id, account_id, held)
+    found = tasks(s, project_id, account_id, held)
+    kept = sum(row.comparison_id is not None for row in live)
+    # New ones in the order in which the next call gives them again: a page that is loaded anew shows the same.
+    return found[:kept] + sorted(found[kept:], key=lambda one: (one.leased_at, one.comparison_id))
 
 
 def _with_checks(s: Session, who: dict[str, Any], held: list[uuid.UUID], count: int) -> list[uuid.UUID]:
@@ -279,6 +283,7 @@ def tasks(s: Session, project_id: uuid.UUID, account_id: uuid.UUID, comparison_i
             lease_expires_at=row.lease_expires_at,
             policies=[row.policies[i] for i in order],
             draft=row.draft,
+            leased_at=row.leased_at,
         )
     return [found[one] for one in comparison_ids if one in found]
 

@@ -5,7 +5,7 @@ import uuid
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.core.vocabulary import Role, RunKind
+from app.core.vocabulary import Role, RunKind, Verdict
 from app.store import accounts, comparisons, judgments, prompts, runs
 from app.store.claims import claim
 from app.store.judgments import Submission
@@ -125,7 +125,7 @@ def test_guidelines_names_and_samples_are_text_on_every_other_page(desk_of, dial
         admin = stage.person(s, f"{bad} {uuid.uuid4()}", desk.project, Role.ADMIN)
         for _ in range(30):
             [task] = claim(s, desk.project.id, admin.id, 1)
-            submission = Submission(task.comparison_id, uuid.uuid4(), judgments.Verdict.LEFT, task.order)
+            submission = Submission(task.comparison_id, uuid.uuid4(), Verdict.LEFT, task.order)
             judgments.submit(s, desk.project.id, admin.id, submission)
         reward = stage.register(s, desk.project, stage.CheckpointKind.REWARD_MODEL, None, desk.policy, {})
         run = runs.enqueue(s, desk.project.id, RunKind.PPO, admin.id, reward_model_id=reward.id)
