@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.core.vocabulary import Role, RunKind
-from app.store import accounts, checkpoints, projects, prompts, runs
+from app.store import accounts, checkpoints, passwords, projects, prompts, runs
 from app.store.models import Account, Judgment, Membership
 from app.web.access import ROLES, Policy, declared
 from app.web.routes import ROUTERS
@@ -104,6 +104,7 @@ class Tour:
             said = {role: judged(s, one) for role, one in people.items()}
             self.named: dict[str, list[object] | dict[Role, object]] = {
                 "slug": [project.slug],
+                "reset": [passwords.make_reset(s, people[Role.ANNOTATOR].id, None)],
                 "token": [accounts.invite(s, project.id, Role.ANNOTATOR, people[Role.ADMIN].id)],
                 "run_id": [run.id for run in runs.runs_of(s, project.id)],
                 "kind": list(RunKind),
@@ -120,7 +121,7 @@ class Tour:
         filled = [path]
         for name in re.findall(r"\{(\w+)\}", path):
             assert name in self.named, f"say in Tour.named what {{{name}}} of {path} can be"
-            values = self.named[name]
+            values = self.named["reset" if path.startswith("/reset/") else name]
             given = [values[role]] if isinstance(values, dict) and role else list(values)
             filled = [one.replace(f"{{{name}}}", str(value)) for one in filled for value in given]
         return filled
