@@ -5,6 +5,7 @@ import time
 from contextlib import aclosing, contextmanager
 
 import pytest
+import torch
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -144,6 +145,25 @@ def test_a_streamed_answer_does_not_wait_for_the_batch_under_way(batcher):
     assert all(one.answer.result(60).generation.token_ids for one in pool)
     [again] = [ask(batcher, 3)]
     assert again.answer.result(60).generation.token_ids == pool[3].answer.result().generation.token_ids
+
+
+def test_a_small_model_is_watched_in_one_thread_and_gives_the_others_back(root):
+    torch.set_num_threads(2)
+    try:
+        batcher = Batcher(Models(root))
+        batcher.start()
+        threads = []
+        ask(
+            batcher, 1, lambda _: threads.append(torch.get_num_threads()), SamplingSettings(max_tokens=20)
+        ).answer.result(60)
+        until(lambda: not batcher._live)
+        ask(batcher, 1, None, SamplingSettings(max_tokens=2)).answer.result(60)
+        batcher.stop()
+        batcher.join(20)
+        assert set(threads) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_two_models_are_watched_at_once(batcher):
