@@ -36,9 +36,10 @@ def judge(visit: Annotator, revise: uuid.UUID | None = None) -> Response:
     if revise is not None:
         again = look_again(visit.s, visit.project.id, visit.account.id, revise)
         return desk(visit, [again.task], said=again.said)
-    if visit.project.mode in ELSEWHERE:
-        return RedirectResponse(f"/p/{visit.project.slug}/{ELSEWHERE[visit.project.mode]}", 303)
     found = standing(visit.s, visit.project.id, visit.account.id)
+    # The qualification round is of comparisons, whatever comes after it.
+    if visit.project.mode in ELSEWHERE and not found.qualifying:
+        return RedirectResponse(f"/p/{visit.project.slug}/{ELSEWHERE[visit.project.mode]}", 303)
     if found.unread is not None and found.why is None:
         return RedirectResponse(f"/p/{visit.project.slug}/guidelines", 303)
     wanted = handed_work(found, IN_PAGE)
