@@ -5,12 +5,15 @@ route has returned and before the answer is sent, so an answer of 200 means that
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from asyncio import AbstractEventLoop, Semaphore, get_running_loop
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+from anyio import CancelScope
 from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
@@ -90,14 +93,40 @@ class Visit:
 def may(policy: Policy) -> Any:
     """The dependency that opens the transaction, loads who asks and for what, refuses, and commits at the end."""
 
-    def enter(request: Request) -> Iterator[Visit]:
-        with request.app.state.sessions() as s:
-            # An error leaves the block without a commit: whatever was done is rolled back.
-            yield visit(request, s, policy)
-            s.commit()
+    async def enter(request: Request) -> AsyncIterator[Visit]:
+        async with turns(request):
+            s: Session = request.app.state.sessions()
+            try:
+                yield await run_in_threadpool(visit, request, s, policy)
+                await run_in_threadpool(_commit, s)
+            except BaseException:
+                # Whatever was done is rolled back, even where the visitor has gone meanwhile.
+                with CancelScope(shield=True):
+                    await run_in_threadpool(s.close)
+                raise
 
     enter.policy = policy  # type: ignore[attr-defined]
     return Depends(enter, scope="function")
+
+
+def _commit(s: Session) -> None:
+    with s:
+        s.commit()
+
+
+# By event loop: a semaphore belongs to one.
+_TURNS: WeakKeyDictionary[AbstractEventLoop, Semaphore] = WeakKeyDictionary()
+
+
+def turns(request: Request) -> Semaphore:
+    """Lets in as many requests as there are connections; the others wait here, and hold no thread meanwhile.
+
+    Else threads that wait for a connection could be all that there are, and who holds one could not go on.
+    """
+    loop = get_running_loop()
+    if loop not in _TURNS:
+        _TURNS[loop] = Semaphore(request.app.state.engine.pool.size())
+    return _TURNS[loop]
 
 
 @dataclass(frozen=True)
@@ -113,7 +142,8 @@ class Standby:
 
     async def within(self, work: Callable[[Visit], T]) -> T:
         """Do this in a thread, in a transaction of its own, if the person may still."""
-        return await run_in_threadpool(self._within, work)
+        async with turns(self.request):
+            return await run_in_threadpool(self._within, work)
 
     async def check(self) -> None:
         """Raises what a request would be refused with now: somebody signed out, removed, or of another role."""
@@ -129,11 +159,15 @@ class Standby:
 def may_stream(policy: Policy) -> Any:
     """`may` for a route that streams: it authorises, and leaves no transaction open behind it."""
 
-    def enter(request: Request) -> Standby:
+    def let_in(request: Request) -> Standby:
         with request.app.state.sessions() as s:
             account_id = visit(request, s, policy).account.id
             s.commit()
         return Standby(request, policy, account_id)
+
+    async def enter(request: Request) -> Standby:
+        async with turns(request):
+            return await run_in_threadpool(let_in, request)
 
     enter.policy = policy  # type: ignore[attr-defined]
     return Depends(enter)
