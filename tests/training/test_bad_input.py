@@ -412,11 +412,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits
     assert whole == {path.name: path.read_bytes() for path in (root / "final").glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("kind", ["sft", "head", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "head", "dpo", "ppo"])
 def test_the_checkpoint_of_another_lora_rank_is_refused_with_the_mend(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    root = make(kind, checkpoint_every=1, lora_rank=2)
+    more = {"iterations": 3} if kind == "ppo" else {}
+    root = make(kind, checkpoint_every=1, lora_rank=2, **more)
     end_step = entry.Run.end_step
 
     def dies(self: Any, step: int, *more: Any) -> None:
