@@ -22,7 +22,6 @@ from app.core.sampler import CompletionRequest, CompletionResult, SamplerClient,
 from app.core.vocabulary import DropCause
 from app.settings import Settings
 from app.store import checkpoints, comparisons, projects, prompts
-from app.store.comparisons import SampledCompletion
 from app.store.models import Project
 
 FIRST_BATCH, BATCH = 4, 16
@@ -145,25 +144,12 @@ def _store(
             drops[cause] += 1
             continue
         seeds = [request.seed for request in requests[here]]
-        completions = [_completion(plan, seed, result) for seed, result in zip(seeds, whole, strict=True)]
+        completions = [
+            comparisons.sampled(plan.checkpoint_id, plan.sampling, seed, result)
+            for seed, result in zip(seeds, whole, strict=True)
+        ]
         comparisons.add_sampled_pair(session, project, prompt_id, completions, probability=probability)
         added += 1
     for cause, n in drops.items():
         comparisons.count_dropped(session, plan.project_id, plan.checkpoint_id, cause, n)
     return added
-
-
-def _completion(plan: Plan, seed: int, result: CompletionResult) -> SampledCompletion:
-    return SampledCompletion(
-        text=result.text,
-        checkpoint_id=plan.checkpoint_id,
-        seed=seed,
-        temperature=plan.sampling.temperature,
-        top_p=plan.sampling.top_p,
-        max_tokens=plan.sampling.max_tokens,
-        chat_template_hash=result.chat_template_hash,
-        finish_reason=result.finish_reason,
-        latency_ms=result.latency_ms,
-        token_ids=result.token_ids,
-        logprobs=result.logprobs,
-    )

@@ -181,23 +181,28 @@ _TAKE_AGAIN = text(
     """
 )
 
-_TASKS = text(
-    """
-    SELECT a.comparison_id, a.leased_at, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body AS draft
-    FROM assignment a
-    JOIN comparison c ON c.id = a.comparison_id
-    JOIN prompt p ON p.id = c.prompt_id
-    LEFT JOIN draft d ON d.account_id = a.account_id AND d.task_id = a.comparison_id
+# The answers to comparison c in canonical order, and who wrote each.
+ANSWERS = """
     CROSS JOIN LATERAL (
         SELECT array_agg(o.text ORDER BY k.position) AS texts, array_agg(v.name ORDER BY k.position) AS policies
         FROM candidate k
         JOIN completion o ON o.id = k.completion_id
         LEFT JOIN checkpoint v ON v.id = o.checkpoint_id
-        WHERE k.comparison_id = a.comparison_id
+        WHERE k.comparison_id = c.id
     ) answer
+"""
+
+_TASKS = text(
+    f"""
+    SELECT a.comparison_id, a.leased_at, a.lease_expires_at, p.messages, answer.texts, answer.policies, d.body AS draft
+    FROM assignment a
+    JOIN comparison c ON c.id = a.comparison_id
+    JOIN prompt p ON p.id = c.prompt_id
+    LEFT JOIN draft d ON d.account_id = a.account_id AND d.task_id = a.comparison_id
+    {ANSWERS}
     WHERE a.project_id = :project AND a.account_id = :account AND a.comparison_id = ANY(:comparisons)
         AND a.state = 'leased'
-    """
+    """  # noqa: S608 - constants
 )
 
 

@@ -8,7 +8,9 @@ from sqlalchemy import ColumnElement, and_, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.core.configs import SamplingSettings
 from app.core.errors import Invalid, NotFound
+from app.core.sampler import CompletionResult
 from app.core.vocabulary import AssignmentState, ComparisonState, DrawReason, DropCause, FinishReason, Origin
 from app.store import audit
 from app.store.models import (
@@ -44,6 +46,25 @@ class SampledCompletion:
     latency_ms: float | None = None
     token_ids: Sequence[int] | None = None
     logprobs: Sequence[float] | None = None
+
+
+def sampled(
+    checkpoint_id: uuid.UUID, sampling: SamplingSettings, seed: int, result: CompletionResult
+) -> SampledCompletion:
+    """What a sampler answered, as it is stored. A server that is not ours tells no token ids; they stay null then."""
+    return SampledCompletion(
+        text=result.text,
+        checkpoint_id=checkpoint_id,
+        seed=seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        chat_template_hash=result.chat_template_hash,
+        finish_reason=result.finish_reason,
+        latency_ms=result.latency_ms,
+        token_ids=result.token_ids or None,
+        logprobs=result.logprobs or None,
+    )
 
 
 def add_sampled_pair(

@@ -8,10 +8,10 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.core.errors import NotFound
-from app.store.claims import Task
+from app.store.claims import ANSWERS, Task
 
 _AGAIN = text(
-    """
+    f"""
     SELECT p.messages, r.shown_order, r.verdict, r.tiers, r.both_bad, r.strength, r.flags, r.ratings, r.rationale,
         ideal.text AS ideal, (
             SELECT k.position FROM candidate k
@@ -24,15 +24,9 @@ _AGAIN = text(
     JOIN prompt p ON p.id = c.prompt_id
     LEFT JOIN completion ideal ON ideal.id = r.ideal_id
     LEFT JOIN draft d ON d.account_id = j.account_id AND d.task_id = j.comparison_id
-    CROSS JOIN LATERAL (
-        SELECT array_agg(o.text ORDER BY k.position) AS texts, array_agg(v.name ORDER BY k.position) AS policies
-        FROM candidate k
-        JOIN completion o ON o.id = k.completion_id
-        LEFT JOIN checkpoint v ON v.id = o.checkpoint_id
-        WHERE k.comparison_id = c.id
-    ) answer
+    {ANSWERS}
     WHERE j.project_id = :project AND j.account_id = :account AND j.comparison_id = :comparison AND NOT j.withdrawn
-    """
+    """  # noqa: S608 - constants
 )
 
 # What is said beside the verdict, or the order.

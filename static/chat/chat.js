@@ -1,6 +1,8 @@
 // A message, two answers that are written side by side, one choice. The page that the server renders is the truth; while
 // answers are on their way they are plain text in the very places where the stored ones will stand.
 
+import * as clock from "../judge/clock.js";
+import { newKey } from "../judge/key.js";
 import { events } from "./events.js";
 
 const room = document.querySelector("[data-room]");
@@ -15,17 +17,11 @@ const pending = document.getElementById("pending");
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", 0: "tie", b: "both_bad" };
 const ACTS = { s: "skip", u: "undo", g: "guidelines", "?": "keys", h: "history", m: "raw" };
 const SAID = { left: "Left chosen.", right: "Right chosen.", tie: "About the same.", both_bad: "Both bad." };
-const READABLE_MS = 150; // A key that comes sooner was meant for something else.
-const IDLE_MS = 30000; // Nobody reads longer than this without moving anything.
 const LATER = [1000, 2000, 4000, 8000, 15000];
 const DRAFT = `pairwright.chat.${room.dataset.owner}.${room.dataset.base}`;
 
 let writing = null; // The AbortController of the answers on their way.
 let sending = false;
-let shownAt = 0;
-let firstKeyAt = 0;
-let activeMs = 0;
-let lastSeenAt = 0;
 
 function chat() {
   return document.getElementById("chat");
@@ -54,8 +50,7 @@ function settle(focus = true) {
   if (!bar.hidden) {
     // The pointer rests where it sent the message: until it moves, it points at no side.
     bar.classList.add("still");
-    shownAt = lastSeenAt = performance.now();
-    firstKeyAt = activeMs = 0;
+    clock.restart();
   }
   if (!focus) return;
   if (bar.hidden) field.focus();
@@ -245,34 +240,17 @@ async function decide(to, body, said) {
 
 function choose(verdict, strength) {
   const { state: wants, comparison, order } = chat().dataset;
-  if (wants !== "choose" || writing || performance.now() - shownAt < READABLE_MS) return;
-  touched();
+  if (wants !== "choose" || writing || clock.tooSoon()) return;
   const body = {
     comparison_id: comparison,
     key: newKey(),
     verdict,
     order,
     guideline_version: room.dataset.guidelines,
-    first_key_ms: Math.round((firstKeyAt || performance.now()) - shownAt),
-    active_ms: Math.round(activeMs),
+    ...clock.times(),
   };
   if (strength) body.strength = strength;
   decide("picks", body, SAID[verdict]);
-}
-
-function newKey() {
-  if (crypto.randomUUID) return crypto.randomUUID();
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
-}
-
-function touched() {
-  const now = performance.now();
-  if (document.visibilityState === "visible") activeMs += Math.min(now - lastSeenAt, IDLE_MS);
-  lastSeenAt = now;
 }
 
 /** What was really written, where it looks different; another module knows how. */
@@ -311,8 +289,7 @@ document.addEventListener("keydown", (event) => {
   const degree = bar.querySelectorAll("[data-strength]")[Number(key) - 1];
   if (!degree && !(key in KEYS) && !(key in ACTS)) return;
   event.preventDefault();
-  touched();
-  firstKeyAt ||= performance.now();
+  clock.decided();
   if (degree) choose(degree.value, degree.dataset.strength);
   else if (key in ACTS) act(ACTS[key]);
   else if (key.startsWith("Arrow") || bar.querySelector(`[value="${KEYS[key]}"]`)) choose(KEYS[key]);
@@ -328,13 +305,12 @@ document.querySelector(".bar").addEventListener("click", (event) => {
   if (!button || (!button.dataset.act && button.name !== "verdict")) return;
   event.preventDefault();
   if (event.detail > 1) return; // The second half of a double click is not a second choice.
-  firstKeyAt ||= performance.now();
+  clock.decided();
   if (button.name === "verdict") choose(button.value, button.dataset.strength);
   else act(button.dataset.act);
 });
 bar.addEventListener("pointermove", () => bar.classList.remove("still"));
 field.addEventListener("input", keepDraft);
-for (const kind of ["pointermove", "wheel", "scroll"]) addEventListener(kind, touched, { passive: true, capture: true });
 
 try {
   field.value ||= localStorage.getItem(DRAFT) ?? "";

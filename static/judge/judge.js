@@ -4,6 +4,7 @@
 import * as clock from "./clock.js";
 import { Drafts } from "./drafts.js";
 import { Extras } from "./extras.js";
+import { newKey } from "./key.js";
 import { Queue } from "./queue.js";
 import { Ranking } from "./rank.js";
 
@@ -218,15 +219,6 @@ function changed() {
     task.dataset.draft = JSON.stringify(draft);
     return draft;
   });
-}
-
-function newKey() {
-  if (crypto.randomUUID) return crypto.randomUUID();
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 
 /** Takes a decision: `answer` is {verdict, strength} or {tiers}. */

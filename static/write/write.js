@@ -1,6 +1,8 @@
 // Writing an ideal answer. The text is a draft on the server while it is typed, and waits in this browser once it is
 // submitted, until the server has it.
 
+import * as clock from "../judge/clock.js";
+import { newKey } from "../judge/key.js";
 import { Queue } from "../judge/queue.js";
 import { Draft } from "./draft.js";
 
@@ -12,15 +14,12 @@ const submitButton = document.getElementById("submit");
 const skipDialog = document.getElementById("skip");
 
 const ACTS = { s: "skip", u: "undo", g: "guidelines", h: "history", "?": "keys", e: "better" };
-const IDLE_MS = 30000; // Nobody thinks longer than this without moving anything.
 const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
 const words = "Segmenter" in Intl ? new Intl.Segmenter(undefined, { granularity: "word" }) : null;
 
 let article = document.getElementById("writing");
 let before = null; // the text that the better answer took the place of
 let sending = false;
-let activeMs = 0;
-let lastSeenAt = performance.now();
 let told = false; // whether "draft saved" was said aloud for this prompt
 let counting = 0;
 let unsaved = false; // a draft that only this browser has
@@ -46,8 +45,7 @@ function begin(focus) {
   sending = false;
   told = false;
   unsaved = false;
-  activeMs = 0;
-  lastSeenAt = performance.now();
+  clock.restart();
   const text = field();
   submitButton.disabled = !text;
   document.querySelector('[data-act="skip"]').hidden = !text || Boolean(article.dataset.revises);
@@ -199,25 +197,9 @@ function refuse(html, item) {
   say(shown);
 }
 
-function newKey() {
-  if (crypto.randomUUID) return crypto.randomUUID();
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
-}
-
-function touched() {
-  const now = performance.now();
-  if (document.visibilityState === "visible") activeMs += Math.min(now - lastSeenAt, IDLE_MS);
-  lastSeenAt = now;
-}
-
 function submit() {
   const text = field();
   if (!text || sending) return;
-  touched();
   const longest = Number(article.dataset.longest);
   const over = [...text.value].length - longest;
   const wrong = !text.value.trim()
@@ -238,7 +220,7 @@ function submit() {
     text: text.value,
     edited_from_id: hidden("edited_from_id").value,
     guideline_version: hidden("guideline_version").value,
-    active_ms: Math.round(activeMs),
+    active_ms: clock.times().active_ms,
   };
   hold();
   queue.add({ key, to: "write", body });
@@ -326,7 +308,7 @@ function act(name) {
 }
 
 document.addEventListener("keydown", (event) => {
-  touched();
+  clock.touched();
   const dialog = document.querySelector("dialog[open]");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !dialog && !event.isComposing) {
     event.preventDefault();
@@ -381,11 +363,6 @@ document.addEventListener("click", (event) => {
   else act(acts.dataset.act);
 });
 
-for (const kind of ["pointermove", "wheel", "scroll"]) addEventListener(kind, touched, { passive: true, capture: true });
-document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") lastSeenAt = performance.now();
-  else touched();
-});
 
 if (MAC) for (const key of document.querySelectorAll(".combo")) key.textContent = "⌘ Enter";
 const [first] = queue.items();

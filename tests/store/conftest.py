@@ -7,6 +7,21 @@ from sqlalchemy import event
 
 
 @pytest.fixture
+def project(make):
+    return make.project()
+
+
+@pytest.fixture
+def policy(make, project):
+    return make.policy(project, promote=True)
+
+
+@pytest.fixture
+def person(make, project):
+    return make.person(project)
+
+
+@pytest.fixture
 def count_statements(session):
     """A block in which the statements that reach the database are collected."""
 

@@ -16,16 +16,6 @@ ALL = {"flags": {0: [Flag.WRONG, Flag.UNSAFE]}, "ratings": {1: 4}, "rationale": 
 
 
 @pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
-
-
-@pytest.fixture
 def task(session, make, project, person):
     project.ask_ratings = True
     make.pair(project, make.policy(project, promote=True))

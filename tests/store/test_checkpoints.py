@@ -9,11 +9,6 @@ from app.store import audit, checkpoints, claims, comparisons, judgments
 from app.store.models import Comparison, Slot
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
 def states(session, *pairs):
     found = dict(session.execute(select(Comparison.id, Comparison.state)).all())
     return [found[pair.id] for pair in pairs]

@@ -17,16 +17,6 @@ def project(make):
     return make.project(votes_wanted=3)
 
 
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
-
-
 def set_up(session, project, **values):
     for name, value in values.items():
         setattr(project, name, value)

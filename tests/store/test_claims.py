@@ -19,16 +19,6 @@ def run_out(session, *accounts):
     )
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
 def test_a_task_shows_both_answers_in_a_fixed_order_and_names_their_policy(session, make, project, policy):
     prompt = make.prompt(project, "Where is my kettle?")
     pair = make.pair(project, policy, prompt)

@@ -13,16 +13,6 @@ from app.store.comparisons import SampledCompletion
 from app.store.models import AuditEvent, Comparison, Slot
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
 def change(session, project, by=None, **values):
     wanted = configuring.settings_of(project).model_dump() | values
     return configuring.configure(session, project.id, ProjectSettings.model_validate(wanted), by)

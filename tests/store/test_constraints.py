@@ -31,11 +31,6 @@ from app.store.models import (
 
 
 @pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
 def world(session, make, project):
     """A project in which everything has happened once."""
     policy = make.policy(project, promote=True)

@@ -16,16 +16,6 @@ from app.store.standing import standing
 from tests.store.test_claims import run_out
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
 def slots(session, pair):
     """Its slots by state, and how many votes it wants."""
     session.expire_all()

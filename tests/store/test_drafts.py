@@ -11,16 +11,6 @@ from app.store.models import Draft
 
 
 @pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
-
-
-@pytest.fixture
 def task(session, make, project, person):
     make.pair(project, make.policy(project, promote=True))
     return claims.claim(session, project.id, person.id)[0].comparison_id

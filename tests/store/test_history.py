@@ -11,21 +11,6 @@ from app.store import claims, history, judgments, writing
 from app.store.models import Assignment, Comparison, Judgment, new_id
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
-
-
 def judge(make, project, policy, person, verdict=Verdict.LEFT):
     make.pair(project, policy)
     return make.judged(project, person, verdict)

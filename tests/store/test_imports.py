@@ -27,11 +27,6 @@ from app.store.models import (
 )
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
 def jsonl(*rows):
     return io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 

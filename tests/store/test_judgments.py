@@ -13,21 +13,6 @@ from app.store.models import Assignment, Judgment, JudgmentRevision, Slot
 
 
 @pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
-
-
-@pytest.fixture
 def task(session, make, project, policy, person):
     make.pair(project, policy)
     return claims.claim(session, project.id, person.id)[0]

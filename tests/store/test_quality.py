@@ -15,11 +15,6 @@ def project(make):
     return make.project(votes_wanted=2)
 
 
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
 def say(session, make, project, account, answers):
     """Judge whatever is handed out, in order of the comparison: 0 or 1 is better, None is a tie."""
     tasks = sorted(claims.claim(session, project.id, account.id, len(answers)), key=lambda task: task.comparison_id)

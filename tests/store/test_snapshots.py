@@ -4,7 +4,6 @@ import hashlib
 import json
 import uuid
 
-import pytest
 from sqlalchemy import select
 
 from app.core.records import DemonstrationRecord, PreferenceRecord, PromptRecord
@@ -12,21 +11,6 @@ from app.core.vocabulary import DrawReason, Verdict
 from app.store import claims, judgments, prompts, snapshots
 from app.store.exports import export_full, export_trl
 from app.store.models import Comparison, Membership, Prompt
-
-
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def policy(make, project):
-    return make.policy(project, promote=True)
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
 
 
 def judge(make, project, policy, person, verdict=Verdict.LEFT, **fields):

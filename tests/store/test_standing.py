@@ -9,11 +9,6 @@ from app.store import accounts, projects
 from app.store.standing import standing
 
 
-@pytest.fixture
-def project(make):
-    return make.project()
-
-
 def test_a_new_member_may_judge(session, make, project):
     person = make.person(project)
     found = standing(session, project.id, person.id)

@@ -31,16 +31,6 @@ def said(task, words="An ideal answer.", **fields):
 
 
 @pytest.fixture
-def project(make):
-    return make.project()
-
-
-@pytest.fixture
-def person(make, project):
-    return make.person(project)
-
-
-@pytest.fixture
 def prompt(make, project):
     return make.prompt(project, "Where is my kettle?")
 

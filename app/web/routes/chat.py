@@ -15,9 +15,8 @@ from app.core.errors import Conflict, NotFound, PairwrightError, Unavailable
 from app.core.pairing import why_not
 from app.core.sampler import CompletionRequest, CompletionResult, SamplerClient
 from app.core.vocabulary import DropCause, Mode
-from app.store import chats, projects
+from app.store import chats, comparisons, projects
 from app.store.chats import Plan, Talk
-from app.store.comparisons import SampledCompletion
 from app.store.judgments import Submission
 from app.store.standing import Standing, standing
 from app.web.access import Policy, Standby, Visit, may, may_stream
@@ -120,19 +119,7 @@ def asked_of(plan: Plan) -> list[CompletionRequest]:
 def kept(visit: Visit, plan: Plan, requests: list[CompletionRequest], results: list[CompletionResult]) -> str:
     """Store a whole turn, and show it."""
     completions = [
-        SampledCompletion(
-            text=result.text,
-            checkpoint_id=policy_id,
-            seed=request.seed,
-            temperature=plan.sampling.temperature,
-            top_p=plan.sampling.top_p,
-            max_tokens=plan.sampling.max_tokens,
-            chat_template_hash=result.chat_template_hash,
-            finish_reason=result.finish_reason,
-            latency_ms=result.latency_ms,
-            token_ids=result.token_ids or None,
-            logprobs=result.logprobs or None,
-        )
+        comparisons.sampled(policy_id, plan.sampling, request.seed, result)
         for policy_id, request, result in zip(plan.policies, requests, results, strict=True)
     ]
     chats.keep(visit.s, visit.project, visit.account.id, plan, completions)
