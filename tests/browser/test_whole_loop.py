@@ -68,6 +68,7 @@ def test_from_the_console_link_to_pairs_of_a_promoted_policy(started: Installati
     passed("the starter is trained")
 
     page.get_by_role("link", name="Judge the first pairs").click()
+    page.get_by_role("button", name="I have read them").click()
     expect(page.locator("[data-task]:visible .source")).to_contain_text("v1", timeout=2 * MINUTE)
     passed("the first pair is there")
     judge(page, JUDGMENTS)
